@@ -1,0 +1,51 @@
+# Every target makes the virtual environment first, with all that it needs, when it is missing or
+# older than pyproject.toml. `make` alone lists the targets.
+
+PYTHON ?= python3
+VENV   ?= .venv
+# Test processes side by side. Each computes with one thread, so that they do not fight over cores.
+JOBS   ?= 2
+
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.fxreduce-installed
+PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types docs fuzz bench-calibration
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 24
+
+demo: $(STAMP) ## train two small networks, reduce them, print what it gains and costs
+	$(BIN)/fxreduce demo
+
+test: $(STAMP) ## run the tests
+	$(PYTEST)
+
+check: lint types test docs ## everything that a change has to pass: lint, format, types, tests, docs
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+docs: $(STAMP)
+ifneq ($(wildcard docs/conf.py),)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+endif
+
+fuzz: $(STAMP) ## run the property tests on many more examples
+	$(PYTEST) -m hypothesis --hypothesis-profile=fuzz
+
+bench-calibration: $(STAMP) ## time calibration against the plain forward
+	$(BIN)/python benchmarks/calibration.py
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \
+		"fxreduce needs Python 3.11 or newer; $(PYTHON) is %d.%d: make PYTHON=python3.11" % v[:2])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing PyTorch and the other packages into $(VENV): some gigabytes, once"
+	$(BIN)/python -m pip install --editable '.[all]'
+	@touch $@

@@ -1,0 +1,51 @@
+"""fxreduce makes trained networks shallower and faster.
+
+It measures how much of a decision every rectifier takes, deletes those that matter least, and
+merges the affine operators that then stand next to each other.
+"""
+
+from fxreduce import registry
+from fxreduce.analysis import Analysis
+from fxreduce.api import analyze, apply, fuse, linearize
+from fxreduce.errors import (
+    CalibrationError,
+    CaptureError,
+    EquivalenceError,
+    FxReduceError,
+    PlanError,
+    UnsupportedError,
+)
+from fxreduce.graph.capture import capture
+from fxreduce.planning.budgets import Budget, EntropyBelow, Fidelity, Fraction, MaxDrop, Remove
+from fxreduce.planning.plan import Plan
+from fxreduce.report.report import Report, report
+from fxreduce.verify import Equivalence, verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Analysis",
+    "Budget",
+    "CalibrationError",
+    "CaptureError",
+    "EntropyBelow",
+    "Equivalence",
+    "EquivalenceError",
+    "Fidelity",
+    "Fraction",
+    "FxReduceError",
+    "MaxDrop",
+    "Plan",
+    "PlanError",
+    "Remove",
+    "Report",
+    "UnsupportedError",
+    "analyze",
+    "apply",
+    "capture",
+    "fuse",
+    "linearize",
+    "registry",
+    "report",
+    "verify",
+]

@@ -1,0 +1,111 @@
+"""The result of fxreduce.analyze: what every rectifier decides, and plans made from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch.fx import GraphModule
+
+from fxreduce.calibration.batches import Calibration
+from fxreduce.graph.capture import capture_record
+from fxreduce.operators.cost import CostModel
+from fxreduce.planning.budgets import Budget
+from fxreduce.planning.example import Example
+from fxreduce.planning.importance import Importance
+from fxreduce.planning.measure import SiteStatistics
+from fxreduce.planning.plan import Plan
+from fxreduce.planning.planner import Options, make_plan
+from fxreduce.report.table import table
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Entropies and moments of every site.
+
+    Attributes:
+        sites: in order of execution, each with `name`, `kind`, `entropy` (bits), and per channel
+            `channel_entropy` and `on_probability` ([C]).
+        entropy: the variant of the entropy.
+        batches: how many batches were measured.
+    """
+
+    sites: tuple[SiteStatistics, ...]
+    entropy: str
+    batches: int
+    graph_module: GraphModule = field(repr=False)
+    calibration: Calibration = field(repr=False)
+    example: Example = field(repr=False)
+    axes: Mapping[str, int] = field(default_factory=dict, repr=False)
+
+    def table(self) -> str:
+        """The sites as a text table, in order of execution."""
+        rows = []
+        for site in self.sites:
+            p = site.on_probability
+            rows.append(
+                (
+                    site.name,
+                    site.kind,
+                    str(p.numel()),
+                    f"{site.entropy:.4f}",
+                    f"{float((p == 0).double().mean()):.1%}",
+                    f"{float((p == 1).double().mean()):.1%}",
+                )
+            )
+        header = ("site", "kind", "channels", "entropy (bits)", "always off", "always on")
+        return table(header, rows, left=2)
+
+    def to_json(self) -> str:
+        """The sites as JSON; `schema` numbers the layout."""
+        return json.dumps(
+            {
+                "schema": SCHEMA,
+                "entropy": self.entropy,
+                "batches": self.batches,
+                "captured": capture_record(self.graph_module).rung,
+                "sites": [
+                    {
+                        "name": site.name,
+                        "kind": site.kind,
+                        "entropy": site.entropy,
+                        "channel_entropy": site.channel_entropy.tolist(),
+                        "on_probability": site.on_probability.tolist(),
+                    }
+                    for site in self.sites
+                ],
+            },
+            indent=2,
+        )
+
+    def plan(
+        self,
+        *,
+        budget: int | float | str | Budget = "auto",
+        importance: str | Importance = "entropy",
+        cost: str | CostModel = "flops",
+        compensate: str = "channel",
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
+    ) -> Plan:
+        """Choose the sites to remove, the least important first, measured again after each.
+
+        Args:
+            budget: how many sites (int), which fraction of them (float), a Budget, or "auto",
+                which is Fidelity(0.99).
+            importance: "entropy", or a function of a site's statistics; the least goes first.
+            cost: which exact merges pay: "flops" or a cost model.
+            compensate: what takes a rectifier's place: "identity", or "channel", the affine map of
+                each channel that fits it best on the calibration data.
+            include, exclude: globs over site names.
+
+        Raises:
+            PlanError: the budget, the importance or a glob does not fit the model.
+        """
+        options = Options.of(
+            budget, importance, cost, compensate, include, exclude, self.entropy, self.axes
+        )
+        return make_plan(self.graph_module, self.calibration, self.example, options)

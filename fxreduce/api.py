@@ -1,0 +1,204 @@
+"""The functions that a user calls; each is documented here and re-exported by `fxreduce`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from fxreduce.analysis import Analysis
+from fxreduce.calibration.batches import Calibration, Forward
+from fxreduce.calibration.statistics import require_variant
+from fxreduce.errors import PlanError, UnsupportedError
+from fxreduce.graph.capture import Model, capture
+from fxreduce.graph.rectifiers import find_sites
+from fxreduce.graph.shapes import call
+from fxreduce.operators.affine import ScaleShift
+from fxreduce.operators.cost import CostModel, as_cost
+from fxreduce.passes.base import run_pipeline
+from fxreduce.passes.linearise import Linearise
+from fxreduce.passes.pipeline import PREPARE, require_passes
+from fxreduce.planning.budgets import Budget
+from fxreduce.planning.example import Example, learn_shapes
+from fxreduce.planning.execute import Decisions, execute
+from fxreduce.planning.importance import Importance
+from fxreduce.planning.measure import measure
+from fxreduce.planning.planner import Options, make_plan, require_compensation
+
+
+def analyze(
+    model: Model,
+    calib_loader: Iterable[Any],
+    *,
+    entropy: str = "paper",
+    moments: bool = True,
+    axes: Mapping[str, int] | None = None,
+    forward: Forward | None = None,
+    device: torch.device | str | None = None,
+    progress: bool | None = None,
+) -> Analysis:
+    """Measure what every rectifier decides, in one pass over the data; the model is unchanged.
+
+    Args:
+        model: in eval mode.
+        calib_loader: batches: a Tensor, a tuple whose first items are the model's inputs, or a
+            dictionary by input name; labels are left out.
+        entropy: "paper", the pooled entropy of the sign, or "easier-code", as EASIER's published
+            code has it: zero counts as ON, and mini-batches are averaged.
+        moments: whether to take the moments that compensation needs, too.
+        axes: channel axes, counted from the right, of sites where the layout's own is not wanted.
+        forward: calls a module on a batch, `(module, batch) -> output`, where the default does not
+            fit.
+        device: where to run; by default where the model is.
+        progress: show a bar; None shows one when stderr is a terminal.
+
+    Raises:
+        CaptureError: the model is in train mode or cannot be captured.
+        CalibrationError: no batch, one that the model does not run on, or values that are not
+            finite; batch and site are named.
+    """
+    require_variant(entropy)
+    graph_module, calibration, example = _prepare(model, calib_loader, forward, device, progress)
+    measured = measure(graph_module, calibration, entropy=entropy, moments=moments, axes=axes)
+    return Analysis(
+        sites=tuple(measured.sites.values()),
+        entropy=entropy,
+        batches=measured.batches,
+        graph_module=graph_module,
+        calibration=calibration,
+        example=example,
+        axes=axes or {},
+    )
+
+
+def apply(
+    model: Model,
+    calib_loader: Iterable[Any],
+    *,
+    budget: int | float | str | Budget = "auto",
+    importance: str | Importance = "entropy",
+    compensate: str = "channel",
+    cost: str | CostModel = "flops",
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    forward: Forward | None = None,
+    device: torch.device | str | None = None,
+    progress: bool | None = None,
+    verify: bool = True,
+    disable: Collection[str] = (),
+) -> GraphModule:
+    """The model without the rectifiers that decide least, merged; the model is unchanged.
+
+    Args:
+        model: in eval mode.
+        calib_loader: see `analyze`.
+        budget, importance, compensate, cost, include, exclude: see `Analysis.plan`.
+        forward, device, progress: see `analyze`.
+        verify: check every merge against the unmerged graph, in float64, on a few samples.
+        disable: names of passes to skip.
+
+    Returns:
+        A GraphModule in eval mode with the call signature of `model`; `fxreduce.report` tells what
+        was done.
+
+    Raises:
+        CaptureError, CalibrationError, PlanError, UnsupportedError: the input does not fit.
+        EquivalenceError: a merge changed what the unmerged graph computes.
+    """
+    # What does not depend on the data is refused before the data are read.
+    options = Options.of(budget, importance, cost, compensate, include, exclude)
+    require_passes(disable)
+    graph_module, calibration, example = _prepare(model, calib_loader, forward, device, progress)
+    plan = make_plan(graph_module, calibration, example, options)
+    return execute(graph_module, plan.decisions, example=example, verify=verify, disable=disable)
+
+
+def fuse(
+    graph_module: Model,
+    cost: str | CostModel = "flops",
+    exact: bool = True,
+    *,
+    example_inputs: Any = None,
+    disable: Collection[str] = (),
+) -> GraphModule:
+    """Merge affine operators, exactly for every input; the model is unchanged.
+
+    Args:
+        graph_module: in eval mode.
+        cost: which exact merges pay: "flops" or a cost model.
+        exact: must be True: only merges that hold for every input exist.
+        example_inputs: see `capture`; with it merges that need shapes are made, and all are
+            checked.
+        disable: names of passes to skip.
+
+    Returns:
+        A GraphModule in eval mode; `fxreduce.report` tells what was refused and why.
+    """
+    if not exact:
+        raise UnsupportedError("fuse merges exactly; approximate merging needs calibration data")
+    require_passes(disable)
+    captured = capture(graph_module, example_inputs)
+    example = None if example_inputs is None else Example(example_inputs, call)
+    return execute(captured, Decisions(as_cost(cost)), example=example, disable=disable)
+
+
+def linearize(
+    graph_module: Model,
+    sites: Iterable[str],
+    compensate: str = "identity",
+    statistics: Analysis | None = None,
+) -> GraphModule:
+    """The model with rectifiers replaced, unmerged and trainable; the model is unchanged.
+
+    Args:
+        graph_module: in eval mode.
+        sites: names of the rectifiers to replace.
+        compensate: "identity", or "channel", for which `statistics` are needed.
+        statistics: an analysis of the model, with moments.
+
+    Raises:
+        PlanError: a name is not a site of the model, or a site cannot be removed.
+    """
+    captured = capture(graph_module)
+    names = [sites] if isinstance(sites, str) else list(sites)
+    known = [site.name for site in find_sites(captured)]
+    if unknown := [name for name in names if name not in known]:
+        raise PlanError(
+            f"the model has no site {unknown[0]!r}; its sites are {', '.join(known) or 'none'}"
+        )
+    maps = _maps(names, compensate, statistics)
+    result = run_pipeline(captured, (*PREPARE, Linearise(tuple(names), maps)))
+    if result.refusals:
+        refusal = result.refusals[0]
+        raise PlanError(f"{refusal.where} cannot be removed: {refusal.reason}")
+    return result.graph_module.eval()
+
+
+def _prepare(
+    model: Model,
+    calib_loader: Iterable[Any],
+    forward: Forward | None,
+    device: torch.device | str | None,
+    progress: bool | None,
+) -> tuple[GraphModule, Calibration, Example]:
+    """Capture the model, and learn its shapes from the first batch."""
+    graph_module = capture(model)
+    if device is not None:
+        graph_module = graph_module.to(device)
+    calibration = Calibration.of(graph_module, calib_loader, forward, progress)
+    example = learn_shapes(graph_module, calibration.first(), calibration.forward)
+    return graph_module, calibration, example
+
+
+def _maps(names: list[str], compensate: str, statistics: Analysis | None) -> dict[str, ScaleShift]:
+    require_compensation(compensate)
+    if compensate == "identity":
+        return {}
+    if statistics is None:
+        raise PlanError(
+            'compensate="channel" fits maps to calibration data: pass statistics, what '
+            "fxreduce.analyze(model, calib_loader) returned"
+        )
+    return {site.name: site.affine_fit() for site in statistics.sites if site.name in names}

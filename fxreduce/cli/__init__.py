@@ -1,0 +1,1 @@
+"""The command line: `fxreduce demo`, `fxreduce analyze`, `fxreduce reduce`."""

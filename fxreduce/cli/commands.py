@@ -1,0 +1,158 @@
+"""`fxreduce analyze` and `fxreduce reduce`: a model, images, and what the library says of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import fxreduce
+from fxreduce.cli.data import Data, load_data
+from fxreduce.cli.models import LoadedModel, load_model
+from fxreduce.cli.saving import check_destination, save
+from fxreduce.cli.timing import median_latencies
+from fxreduce.cli.training import agreement
+from fxreduce.cli.weights import load_weights
+from fxreduce.errors import PlanError, UnsupportedError
+from fxreduce.planning.budgets import Budget, as_budget
+
+_ROUNDS = 20
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The model and the images of a command."""
+
+    model: LoadedModel
+    data: Data
+
+    @classmethod
+    def load(cls, arguments: argparse.Namespace) -> Inputs:
+        """Load what the arguments name, the model onto their device."""
+        device = _device(arguments.device)
+        model = load_model(arguments.model, size=arguments.size, seed=arguments.seed)
+        if arguments.weights is not None:
+            load_weights(model.module, arguments.weights)
+        elif not arguments.quiet:
+            print(
+                f"note: {model.name} has random weights, so that its figures say nothing about a "
+                "trained one; --weights FILE loads trained weights",
+                file=sys.stderr,
+            )
+        data = load_data(
+            arguments.data,
+            model.images,
+            samples=arguments.samples,
+            batch_size=arguments.batch_size,
+            seed=arguments.seed,
+        )
+        model.module.to(device)
+        return cls(model, data)
+
+    def analyze(self, arguments: argparse.Namespace, entropy: str = "paper") -> fxreduce.Analysis:
+        """Measure the model's rectifiers on the calibration images."""
+        return fxreduce.analyze(
+            self.model.module,
+            self.data.calibration,
+            entropy=entropy,
+            progress=False if arguments.quiet else None,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """What the figures were made from, for the JSON output."""
+        return {
+            "model": self.model.name,
+            "data": self.data.name,
+            "image_size": list(self.model.images.size),
+            "calibration_images": len(self.data.calibration.indices),
+        }
+
+
+def analyze(arguments: argparse.Namespace) -> None:
+    """Print the entropy of every rectifier."""
+    inputs = Inputs.load(arguments)
+    analysis = inputs.analyze(arguments, arguments.entropy)
+    if arguments.json:
+        print(json.dumps(inputs.describe() | {"analysis": json.loads(analysis.to_json())}))
+        return
+    print(analysis.table())
+    print(
+        f"\n{len(analysis.sites)} rectifiers, measured on {len(inputs.data.calibration.indices)} "
+        f"images of {inputs.data.name}, {'x'.join(map(str, inputs.model.images.size))} pixels"
+    )
+
+
+def reduce(arguments: argparse.Namespace) -> None:
+    """Reduce a model, write the result, and print the report with what it costs and gains."""
+    # What can be refused is refused before the long work begins.
+    check_destination(arguments.out)
+    budget = parse_budget(arguments.budget)
+    inputs = Inputs.load(arguments)
+    plan = inputs.analyze(arguments).plan(
+        budget=budget,
+        compensate=arguments.compensate,
+        include=arguments.include,
+        exclude=arguments.exclude,
+    )
+    original = inputs.model.module
+    reduced = plan.apply(original)
+    agreeing = agreement(original, reduced, inputs.data.held_out)
+    held_out = next(iter(inputs.data.held_out))[0].to(arguments.device)
+    before, after = median_latencies([original, reduced], held_out[:1], rounds=_ROUNDS)
+    written = save(arguments.out, plan, reduced, held_out)
+    report = fxreduce.report(reduced)
+    if arguments.json:
+        figures = {
+            "report": json.loads(report.to_json()),
+            "agreement": agreeing,
+            "seconds_before": before,
+            "seconds_after": after,
+            "out": str(arguments.out),
+        }
+        print(json.dumps(inputs.describe() | figures))
+        return
+    print(report, end="\n\n")
+    if agreeing is not None:
+        print(
+            f"same prediction as the original on {agreeing:.1%} of "
+            f"{len(inputs.data.held_out.indices)} held-out images of {inputs.data.name}"
+        )
+    print(
+        f"{before * 1e3:.2f} -> {after * 1e3:.2f} ms for one image on {arguments.device}, "
+        f"{before / after:.2f} times as fast (median of {_ROUNDS} forwards in turns, eager)"
+    )
+    print(written)
+
+
+def parse_budget(text: str) -> Budget:
+    """The budget that `text` stands for: a count, a fraction, `entropy<BITS` or a budget's name.
+
+    Raises:
+        PlanError: It is none of these.
+    """
+    kind, sign, bits = text.partition("<")
+    try:
+        if sign and kind.strip() == "entropy":
+            return fxreduce.EntropyBelow(float(bits))
+        return as_budget(float(text) if any(mark in text for mark in ".e") else int(text))
+    except ValueError:
+        pass
+    try:
+        return as_budget(text)
+    except PlanError:
+        raise PlanError(
+            "--budget is a number of rectifiers (8), a fraction of them (0.5), 'entropy<BITS' "
+            f"(entropy<0.3) or auto; got {text!r}"
+        ) from None
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # the latter where torch has no CUDA in it
+        reason = str(error).partition("\n")[0]
+        raise UnsupportedError(f"--device {name} cannot be used here: {reason}") from error

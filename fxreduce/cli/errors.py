@@ -1,0 +1,26 @@
+"""What the command line itself refuses, and the sentences that several of its parts share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from fxreduce.errors import FxReduceError, UnsupportedError
+
+
+class UsageError(FxReduceError):
+    """An argument names a file, a folder or a value that cannot be used."""
+
+
+def unknown_name(what: str, name: str, known: Iterable[str], listing: str) -> UnsupportedError:
+    """The error for a `name` not among the `known`, with the closest ones or else a `listing`."""
+    close = get_close_matches(name, list(known), n=3, cutoff=0.6)
+    advice = f"did you mean {' or '.join(close)}?" if close else f"{listing} lists them."
+    return UnsupportedError(f"there is no {what} {name!r}; {advice}")
+
+
+def missing_extra(package: str, purpose: str, extra: str) -> UnsupportedError:
+    """The error for a `package` that is not installed, with the command that installs it."""
+    return UnsupportedError(
+        f"{purpose} needs {package}, which is not installed: pip install 'fxreduce[{extra}]'"
+    )

@@ -1,0 +1,174 @@
+"""The entry point: arguments in, an exit code out.
+
+Results go to standard output, everything else to standard error. Exit codes: 0 done, 2 a request
+that cannot be served (argparse's too), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fxreduce.cli.commands import analyze, reduce
+from fxreduce.cli.demo import demo
+from fxreduce.errors import FxReduceError
+
+_MODEL = "torchvision:NAME, timm:NAME, or path/to/file.py:FACTORY, called without arguments"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line `arguments`, those of the process by default; returns the exit code."""
+    try:
+        parsed = _parser().parse_args(arguments)
+        parsed.run(parsed)
+        sys.stdout.flush()
+    except FxReduceError as error:
+        print(f"fxreduce: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fxreduce: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader has left, as `| head` does. Python would complain again on closing the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fxreduce",
+        description="Remove the rectifiers of a trained network that decide least, and merge the "
+        "linear operators that then stand next to each other.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_demo(commands.add_parser("demo", help="train, reduce and measure two small networks"))
+    _add_analyze(commands.add_parser("analyze", help="measure the rectifiers of a model"))
+    _add_reduce(commands.add_parser("reduce", help="reduce a model and write it to a file"))
+    return parser
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Train a residual and an inverted-residual network on handwritten digits, reduce each "
+        "under several budgets, and print what it gains and what it costs. Takes about a minute."
+    )
+    parser.add_argument(
+        "--fraction",
+        type=_fraction,
+        default=0.5,
+        metavar="F",
+        help="the fixed budget beside auto: this fraction of the rectifiers (default %(default)s)",
+    )
+    _add_common(parser)
+    parser.set_defaults(run=demo)
+
+
+def _add_analyze(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Measure how much of a decision every rectifier of a model really takes."
+    _add_inputs(parser)
+    parser.add_argument(
+        "--entropy",
+        choices=("paper", "easier-code"),
+        default="paper",
+        help="pooled over all images (the papers), or averaged over batches with zero counted as "
+        "on (EASIER's published code); default %(default)s",
+    )
+    _add_common(parser)
+    parser.set_defaults(run=analyze)
+
+
+def _add_reduce(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Reduce a model, say what was done and what it cost, and write the result."
+    _add_inputs(parser)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="FILE.pt2: the reduced model for torch.export.load, any batch size; "
+        "FILE.json: the plan for fxreduce.Plan.load",
+    )
+    parser.add_argument(
+        "--budget",
+        default="auto",
+        metavar="B",
+        help="how much to remove: a number of rectifiers (8), a fraction of them (0.5), all below "
+        "an entropy in bits ('entropy<0.3'), or auto: as long as 99%% of the predictions on "
+        "calibration images stay (default)",
+    )
+    parser.add_argument(
+        "--compensate",
+        choices=("identity", "channel"),
+        default="channel",
+        help="what takes a removed rectifier's place: nothing, or per channel its best straight "
+        "line (default %(default)s)",
+    )
+    for option, what in (("--include", "only rectifiers"), ("--exclude", "no rectifier")):
+        parser.add_argument(
+            option,
+            action="append",
+            metavar="GLOB",
+            help=f"remove {what} whose name matches, as in 'layer4.*'; can be repeated",
+        )
+    _add_common(parser)
+    parser.set_defaults(run=reduce)
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help=_MODEL)
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="trained weights, .safetensors or .pth/.pt; without them the weights are random",
+    )
+    parser.add_argument(
+        "--data",
+        default="digits",
+        metavar="DATA",
+        help="calibration images: digits, or imagefolder:ROOT with one folder per class "
+        "(default %(default)s)",
+    )
+    parser.add_argument(
+        "--size",
+        type=_positive,
+        metavar="PIXELS",
+        help="height and width of the images (default: what the model was made for, 32 for a file)",
+    )
+    parser.add_argument(
+        "--samples",
+        type=_positive,
+        default=256,
+        metavar="N",
+        help="calibrate on at most N images (default %(default)s)",
+    )
+    parser.add_argument(
+        "--batch-size", type=_positive, default=32, metavar="N", help="default %(default)s"
+    )
+    parser.add_argument("--device", default="cpu", help="default %(default)s")
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of weights, splits and training (default %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--quiet", action="store_true", help="no progress and no notes")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1; got {text}")
+    return number
+
+
+def _fraction(text: str) -> float:
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1; got {text}")
+    return number

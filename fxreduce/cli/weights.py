@@ -1,0 +1,95 @@
+"""Reading a file of trained weights into a module, without running any code from the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxreduce.cli.errors import UsageError, missing_extra
+from fxreduce.errors import UnsupportedError
+
+_SUFFIXES = (".safetensors", ".pth", ".pt")
+_WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights
+_SHOWN = 3
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load the weights in `path` into `module`, in place; every name and shape must fit.
+
+    Raises:
+        UsageError: There is no such file, it holds more or other things than tensors, or they do
+            not fit the module: the message names the first few entries that are missing, left
+            over or of other shapes.
+        UnsupportedError: The suffix is unknown.
+    """
+    state = _read(path)
+    misfits = _misfits(module.state_dict(), state)
+    if misfits:
+        raise UsageError(
+            f"the weights in {path} do not fit {type(module).__name__}: {'; '.join(misfits)}."
+        )
+    module.load_state_dict(state, strict=False)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.suffix not in _SUFFIXES:
+        raise UnsupportedError(
+            f"weights are read from {', '.join(_SUFFIXES)} files; got {path.name!r}."
+        )
+    if not path.is_file():
+        raise UsageError(f"there is no weights file {path}.")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    for key in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise UsageError(
+            f"{path} must hold a state dict, {{name: tensor}}: save model.state_dict()."
+        )
+    if content and all(key.startswith("module.") for key in content):  # DataParallel's prefix
+        content = {key.removeprefix("module."): value for key, value in content.items()}
+    return content
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise missing_extra("safetensors", str(path), "export") from None
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UsageError(f"{path} is not a safetensors file: {error}") from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what broken or refused pickles raise is anything
+        raise UsageError(
+            f"{path} is not a torch.save of tensors alone. Save model.state_dict() and not the "
+            "model, whose loading would run code from the file."
+        ) from error
+
+
+def _misfits(expected: dict[str, Tensor], state: dict[str, Tensor]) -> list[str]:
+    # The batch counter of batch-norm is absent from old files and plays no part in eval mode.
+    missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
+    surplus = [key for key in state if key not in expected]
+    shapes = [
+        f"{key} is {list(value.shape)} and should be {list(expected[key].shape)}"
+        for key, value in state.items()
+        if key in expected and value.shape != expected[key].shape
+    ]
+    found = (("missing", missing), ("not in the model", surplus), ("other shapes", shapes))
+    return [f"{len(names)} {what} ({_first(names)})" for what, names in found if names]
+
+
+def _first(names: list[str]) -> str:
+    more = ", ..." if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

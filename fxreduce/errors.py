@@ -1,0 +1,31 @@
+"""The errors that fxreduce raises: one root, so that a caller can catch them all.
+
+A message says the rule, what was seen and what to do. A refused rewrite is not an error: it is a
+`Refusal` in the report.
+"""
+
+from __future__ import annotations
+
+
+class FxReduceError(Exception):
+    """Root of every error that fxreduce raises on purpose."""
+
+
+class CaptureError(FxReduceError):
+    """The model could not be captured as a graph, or only in a mode that is refused."""
+
+
+class CalibrationError(FxReduceError):
+    """The calibration data are empty, malformed or not finite."""
+
+
+class PlanError(FxReduceError):
+    """A budget, a site name or a plan does not fit the model."""
+
+
+class EquivalenceError(FxReduceError):
+    """A pass that claims to be exact changed what the graph computes."""
+
+
+class UnsupportedError(FxReduceError):
+    """The request is well formed, but names something that fxreduce does not have."""

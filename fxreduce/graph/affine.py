@@ -1,0 +1,104 @@
+"""Reading a node of any dialect as an affine operator: the registry and the entry point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import chain
+
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from fxreduce.errors import UnsupportedError
+from fxreduce.graph.nodes import argument, has_hooks, module_of, operation, tensor_of
+from fxreduce.operators.affine import Conv, Operator, Refusal
+
+
+@dataclass(frozen=True)
+class AffineCall:
+    """One call of an affine operator, read from a node.
+
+    The operator's tensors are the model's own: read them, never write them.
+    """
+
+    operator: Operator
+    node: Node
+    input: Node
+    like: Tensor | None
+    """A tensor with the dtype, device and memory format of the call's weights, if it has any."""
+
+
+Reader = Callable[[GraphModule, Node], tuple[Operator, Node] | Refusal | None]
+_MODULES: dict[type[nn.Module], Reader] = {}
+_OPERATIONS: dict[str, Reader] = {}
+
+
+def register_operator(
+    reader: Reader,
+    *,
+    modules: Iterable[type[nn.Module]] = (),
+    operations: Iterable[str] = (),
+) -> Reader:
+    """Make fxreduce read an affine operator of your own.
+
+    Args:
+        reader: takes the graph module and a node, and returns the operator with the node of its
+            input, a `Refusal` where it is affine but cannot be merged, or None where it is not
+            affine at all.
+        modules: module classes whose call `reader` reads, subclasses included.
+        operations: names of torch functions, tensor methods or ATen operators that it reads.
+
+    Raises:
+        UnsupportedError: nothing was given by which the operator could be found.
+    """
+    modules, operations = tuple(modules), tuple(operations)
+    if not (modules or operations):
+        raise UnsupportedError("an operator needs modules or operations to be found by; none given")
+    _MODULES.update(dict.fromkeys(modules, reader))
+    _OPERATIONS.update(dict.fromkeys(operations, reader))
+    return reader
+
+
+def read_affine(graph_module: GraphModule, node: Node) -> AffineCall | Refusal | None:
+    """The affine operator that the node calls; a refusal where it is one that cannot be merged."""
+    reader = _find(graph_module, node)
+    if reader is None:
+        return None
+    module = module_of(graph_module, node)
+    if module is not None and has_hooks(module):
+        return Refusal(f"{node.target} has forward hooks, which a merged operator would not run")
+    read = reader(graph_module, node)
+    if read is None or isinstance(read, Refusal):
+        return read
+    operator, given = read
+    return AffineCall(operator, node, given, _like(graph_module, node, operator))
+
+
+def module_input(node: Node) -> Node | None:
+    """The tensor that a `call_module` node is called with."""
+    given = argument(node, 0, "input")
+    return given if isinstance(given, Node) and len(node.all_input_nodes) == 1 else None
+
+
+def like_of(calls: Iterable[AffineCall]) -> Tensor | None:
+    """What the operator merged from `calls` shall be like: the weight that tells most."""
+    likes = (call.like for call in calls if call.like is not None)
+    # A convolution's weight tells the memory format too, a batch-norm's does not.
+    return max(likes, key=lambda tensor: tensor.dim(), default=None)
+
+
+def _like(graph_module: GraphModule, node: Node, operator: Operator) -> Tensor | None:
+    if isinstance(operator, Conv):
+        return operator.weight
+    module = module_of(graph_module, node)
+    if module is not None:
+        return next(chain(module.parameters(), module.buffers()), None)
+    constants = (tensor_of(graph_module, given) for given in node.all_input_nodes)
+    return next((tensor for tensor in constants if tensor is not None), None)
+
+
+def _find(graph_module: GraphModule, node: Node) -> Reader | None:
+    module = module_of(graph_module, node)
+    if module is None:
+        return _OPERATIONS.get(operation(node) or "")
+    return next((_MODULES[cls] for cls in type(module).__mro__ if cls in _MODULES), None)

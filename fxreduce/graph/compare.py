@@ -1,0 +1,78 @@
+"""How far two outputs are apart, and how far they may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxreduce.errors import EquivalenceError
+
+# Merging is arithmetic in float64. What remains is the rounding of merged weights to the model's
+# dtype, once for each of a chain of layers, and for float64 the order of summation.
+FLOAT64_TOLERANCE = 1e-9
+ROUNDINGS = 256
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest deviation, absolute and relative to the largest value of the reference."""
+
+    max_abs: float
+    max_rel: float
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """The relative deviation that rounding to `dtype` explains."""
+    return max(FLOAT64_TOLERANCE, ROUNDINGS * torch.finfo(dtype).eps)
+
+
+def model_dtype(module: nn.Module) -> torch.dtype:
+    """The least precise floating dtype of the module's parameters; float64 where it has none."""
+    dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()}
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float64)
+
+
+def difference(reference: Any, other: Any) -> Difference:
+    """The largest deviation over all tensors of two outputs of one structure.
+
+    Raises:
+        EquivalenceError: the structures, or the shapes of two tensors, differ.
+    """
+    leaves, structure = pytree.tree_flatten(reference)
+    others, other_structure = pytree.tree_flatten(other)
+    if structure != other_structure:
+        raise EquivalenceError(
+            f"the outputs have different structures: {structure} and {other_structure}"
+        )
+    max_abs = max_rel = 0.0
+    for a, b in zip(leaves, others, strict=True):
+        if not isinstance(a, Tensor):
+            continue
+        if not isinstance(b, Tensor) or a.shape != b.shape:
+            shape = tuple(b.shape) if isinstance(b, Tensor) else type(b).__name__
+            raise EquivalenceError(f"an output of shape {tuple(a.shape)} became {shape}")
+        apart = _deviation(a, b)
+        largest = _largest(a)
+        max_abs = max(max_abs, apart)
+        max_rel = max(max_rel, apart / largest if largest > 0 else apart)
+    return Difference(max_abs, max_rel)
+
+
+def _deviation(a: Tensor, b: Tensor) -> float:
+    """The largest |a - b|; entries that are equal count as 0 also where they are not finite."""
+    if a.numel() == 0:
+        return 0.0
+    wide = torch.promote_types(torch.float64, a.dtype)
+    apart = (a.to(wide) - b.to(wide)).abs()
+    same = (a == b) | (a.isnan() & b.isnan())
+    apart = torch.where(same, torch.zeros_like(apart), apart)
+    return float(apart.max().nan_to_num(nan=float("inf")))
+
+
+def _largest(a: Tensor) -> float:
+    finite = a[a.isfinite()].abs()
+    return float(finite.max()) if finite.numel() else 0.0

@@ -1,0 +1,147 @@
+"""The modules that rewrites leave behind where torch has none, and how an operator becomes one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from fxreduce.graph.affine import module_input, register_operator
+from fxreduce.graph.nodes import module_of
+from fxreduce.operators.affine import Conv, Operator, Refusal, ScaleShift, nonzero
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+class ChannelAffine(nn.Module):
+    """y_c = weight_c * x_c + bias_c on channel axis -(rank + 1); weight and bias are [C]."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, rank: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(bias)
+        self.rank = rank
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (-1, *(1,) * self.rank)
+        return torch.addcmul(self.bias.view(shape), x, self.weight.view(shape))
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.numel()}, rank={self.rank}"
+
+
+class BorderedConv(nn.Module):
+    """A zero-padded convolution with one more input channel, of ones, that is never stored.
+
+    It computes conv(x) + conv(1) + bias, where conv(1) has the kernel `border` [Cout, 1, *k] and
+    one image's size: inside it is a constant, at the border it leaves out what the padding does.
+    """
+
+    def __init__(self, conv: nn.Module, border: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.conv = conv
+        self.border = nn.Parameter(border)
+        self.bias = None if bias is None else nn.Parameter(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ones = x.new_ones((1, 1, *x.shape[2:]))
+        conv: Any = self.conv
+        offset = torch.convolution(
+            ones,
+            self.border,
+            self.bias,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            False,
+            (0,) * len(conv.stride),
+            1,
+        )
+        result: Tensor = conv(x)
+        return result.add_(offset)
+
+
+def to_module(operator: Operator, like: Tensor | None) -> nn.Module:
+    """The operator as a trainable module in eval mode, with the dtype and device of `like`.
+
+    A 4-D weight takes over the memory format of `like`. Without `like`, torch's defaults serve.
+    """
+    like = torch.empty(0) if like is None else like
+    if isinstance(operator, ScaleShift):
+        scale, shift = (_cast(tensor, like) for tensor in (operator.scale, operator.shift))
+        return ChannelAffine(scale, shift, operator.rank).eval()
+    weight = _cast(operator.weight, like)
+    if like.dim() == 4 and weight.dim() == 4 and _is_channels_last(like):
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    bias = None if operator.bias is None else _cast(operator.bias, like)
+    border = None if operator.border is None else nonzero(operator.border)
+    conv = _empty(operator, bias is not None and border is None)
+    conv.weight = nn.Parameter(weight)
+    if border is None:
+        if bias is not None:
+            conv.bias = nn.Parameter(bias)
+        return conv.eval()
+    return BorderedConv(conv, _cast(border, like).unsqueeze(1), bias).eval()
+
+
+def _empty(operator: Conv, bias: bool) -> nn.Module:
+    """The torch module of the operator's geometry, with weights that hold no memory."""
+    sizes = (operator.in_channels, operator.out_channels)
+    if operator.rank == 0:
+        return nn.Linear(*sizes, bias=bias, device="meta")
+    options: dict[str, Any] = {
+        "kernel_size": operator.kernel,
+        "stride": operator.stride,
+        "padding": operator.padding,
+        "dilation": operator.dilation,
+        "groups": operator.groups,
+        "bias": bias,
+        "padding_mode": operator.padding_mode,
+        "device": "meta",
+    }
+    if operator.transposed:
+        options["output_padding"] = operator.output_padding
+        return _TRANSPOSED[operator.rank - 1](*sizes, **options)
+    return _CONVS[operator.rank - 1](*sizes, **options)
+
+
+def _cast(tensor: Tensor, like: Tensor) -> Tensor:
+    return tensor.detach().to(dtype=like.dtype, device=like.device).contiguous()
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+
+
+def _read_channel_affine(
+    graph_module: GraphModule, node: Node
+) -> tuple[Operator, Node] | Refusal | None:
+    module, given = module_of(graph_module, node), module_input(node)
+    if given is None or not isinstance(module, ChannelAffine):
+        return None
+    return ScaleShift(module.weight, module.bias, module.rank), given
+
+
+def _read_bordered_conv(
+    graph_module: GraphModule, node: Node
+) -> tuple[Operator, Node] | Refusal | None:
+    module, given = module_of(graph_module, node), module_input(node)
+    if given is None or not isinstance(module, BorderedConv):
+        return None
+    conv: Any = module.conv
+    return Conv(
+        conv.weight,
+        module.bias,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        conv.groups,
+        border=module.border.squeeze(1),
+    ), given
+
+
+register_operator(_read_channel_affine, modules=(ChannelAffine,))
+register_operator(_read_bordered_conv, modules=(BorderedConv,))

@@ -1,0 +1,122 @@
+"""Small readings of a node that are the same in every dialect."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.fx import GraphModule, Node
+
+SHAPE = "fxreduce.shape"  # node.meta key: the shape of the node's value, where it is a tensor
+
+
+def operation(node: Node) -> str | None:
+    """The name of the torch function, method or ATen operator that the node calls.
+
+    `torch.relu`, `F.relu`, `Tensor.relu` and `aten.relu.default` are all `relu`; their in-place
+    forms end in an underscore. Functions from outside torch have no name here.
+    """
+    target = node.target
+    if node.op == "call_method":
+        return str(target)
+    if node.op != "call_function":
+        return None
+    if isinstance(target, OpOverload):
+        namespace, name = target._schema.name.split("::")
+        return name if namespace == "aten" else None
+    module = getattr(target, "__module__", None) or ""
+    name = getattr(target, "__name__", "")
+    if target is getattr(operator, name, None):
+        return _OPERATORS.get(name, name)
+    if module.split(".")[0] == "torch" or target is getattr(torch, name, None):
+        return name
+    return name if target is getattr(nn.functional, name, None) else None
+
+
+_OPERATORS = {"iadd": "add_", "imul": "mul_", "isub": "sub_", "itruediv": "div_"}
+
+
+def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
+    """The node's argument at a position, or of a name, or the default."""
+    if position < len(node.args):
+        return node.args[position]
+    return node.kwargs.get(name, default)
+
+
+def module_of(graph_module: GraphModule, node: Node) -> nn.Module | None:
+    """The module that a `call_module` node calls."""
+    if node.op != "call_module":
+        return None
+    return graph_module.get_submodule(str(node.target))
+
+
+def tensor_of(graph_module: GraphModule, value: Any) -> Tensor | None:
+    """The parameter, buffer or constant behind a `get_attr` node."""
+    if not isinstance(value, Node) or value.op != "get_attr":
+        return None
+    found: Any = graph_module
+    for part in str(value.target).split("."):
+        found = getattr(found, part)
+    return found if isinstance(found, Tensor) else None
+
+
+def implements(module: nn.Module, base: type[nn.Module], methods: Sequence[str]) -> bool:
+    """Whether `module` computes what `base` does: a subclass that overrides none of `methods`.
+
+    A parametrised module passes: torch gives it a class of its own that inherits them.
+    """
+    return isinstance(module, base) and all(
+        getattr(type(module), method) is getattr(base, method) for method in methods
+    )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling the module runs hooks that a merged operator would not run."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def module_path(node: Node) -> tuple[str, Any]:
+    """The path and the class (or its name) of the innermost module that the node was traced in."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return "", None
+    path, kind = list(stack.values())[-1]
+    return str(path).split("@")[0], kind
+
+
+def shape_of(node: Any) -> tuple[int, ...] | None:
+    """The shape of the node's value, where capture or a calibration batch has told it."""
+    if not isinstance(node, Node):
+        return None
+    known = node.meta.get("tensor_meta", node.meta.get("val"))
+    shape = node.meta.get(SHAPE, getattr(known, "shape", None))
+    return None if shape is None else tuple(shape)
+
+
+def is_inplace(graph_module: GraphModule, node: Node) -> bool:
+    """Whether the node overwrites its first argument."""
+    module = module_of(graph_module, node)
+    if module is not None:
+        return bool(getattr(module, "inplace", False))
+    name = operation(node)
+    if name is not None and name.endswith("_") and not name.endswith("__"):
+        return True
+    return _flag_inplace(node) or node.kwargs.get("out") is not None
+
+
+def _flag_inplace(node: Node) -> bool:
+    """The `inplace` argument of torch.nn.functional, given by name or, as it is last, by place."""
+    if "inplace" in node.kwargs:
+        return bool(node.kwargs["inplace"])
+    code = getattr(node.target, "__code__", None)
+    if node.op != "call_function" or code is None:
+        return False
+    names = code.co_varnames[: code.co_argcount]
+    if "inplace" not in names:
+        return False
+    place = names.index("inplace")
+    return place < len(node.args) and bool(node.args[place])

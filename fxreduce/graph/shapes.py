@@ -1,0 +1,83 @@
+"""Running a graph once to learn the shape of every value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Interpreter, Node
+from torch.utils import _pytree as pytree
+
+from fxreduce.errors import CaptureError
+from fxreduce.graph.nodes import SHAPE
+
+
+def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and keyword arguments that example inputs stand for."""
+    if isinstance(batch, dict):
+        return (), dict(batch)
+    if isinstance(batch, (tuple, list)):
+        return tuple(batch), {}
+    return (batch,), {}
+
+
+def call(module: nn.Module, inputs: Any) -> Any:
+    """The module's output on example inputs."""
+    args, kwargs = unpack(inputs)
+    return module(*args, **kwargs)
+
+
+class _Shapes(Interpreter):
+    """Runs a graph once and writes on each node the shape of its value."""
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, torch.Tensor):
+            n.meta[SHAPE] = tuple(value.shape)
+        return value
+
+
+class _Interpreted(nn.Module):
+    """A graph module that is called as such and runs node by node."""
+
+    def __init__(self, graph_module: GraphModule) -> None:
+        super().__init__()
+        self.graph_module = graph_module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        graph = self.graph_module.graph
+        values = graph_inputs(self.graph_module, args, kwargs)
+        result = _Shapes(self.graph_module).run(*values, enable_io_processing=False)
+        return graph.process_outputs(result)
+
+
+def graph_inputs(
+    graph_module: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[Any]:
+    """The values of the placeholders, in order, for a call with `args` and `kwargs`."""
+    graph = graph_module.graph
+    if type(graph._codegen) is not torch.fx.graph.CodeGen:
+        leaves: list[Any] = pytree.arg_tree_leaves(*args, **kwargs)
+        return leaves
+    names = [str(node.target) for node in graph.find_nodes(op="placeholder")]
+    return [*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs)]
+
+
+def propagate_shapes(graph_module: GraphModule, run: Callable[[nn.Module], Any]) -> None:
+    """Write on every node the shape of its value, by one run without gradients.
+
+    Args:
+        run: calls the module that it is given once, on example inputs.
+
+    Raises:
+        CaptureError: the graph does not run on these inputs.
+    """
+    try:
+        with torch.no_grad():
+            run(_Interpreted(graph_module))
+    except Exception as error:  # whatever the graph's own operators raise
+        raise CaptureError(
+            f"the captured graph does not run on the example inputs: {error}"
+        ) from error

@@ -1,0 +1,118 @@
+"""add(f, g): the one operator that equals f(x) + g(x), or a refusal.
+
+The taps of both kernels are laid on one grid about the shared centre: tap a of a kernel with
+dilation d and padding p reads the input at s y - p + d a. The smaller kernel is padded with zeros.
+"""
+
+from __future__ import annotations
+
+from math import gcd
+from typing import Any
+
+from torch import Tensor
+
+from fxreduce.operators.affine import Conv, Operator, Refusal, ScaleShift, in_double, nonzero
+from fxreduce.operators.kernels import regroup
+
+
+def add(f: Operator, g: Operator) -> Operator | Refusal:
+    """The operator equal to f(x) + g(x) for every input of every size.
+
+    Args:
+        f, g: operators on the same input; the skip connection is `affine.identity`.
+
+    Returns:
+        A new operator in float64 (for operators on the meta device: its geometry), or a `Refusal`.
+    """
+    if f.rank != g.rank:
+        return Refusal(f"they act on different axes: spatial ranks {f.rank} and {g.rank}")
+    if (f.in_channels, f.out_channels) != (g.in_channels, g.out_channels):
+        return Refusal(
+            f"the branches map {f.in_channels} to {f.out_channels} channels and "
+            f"{g.in_channels} to {g.out_channels}"
+        )
+    f, g = in_double(f), in_double(g)
+    if isinstance(f, ScaleShift) and isinstance(g, ScaleShift):
+        return ScaleShift(f.scale + g.scale, f.shift + g.shift, f.rank)
+    return _add_convs(_as_conv(f), _as_conv(g))
+
+
+def _as_conv(operator: Operator) -> Conv:
+    """A scale-shift as a depthwise 1x1 convolution."""
+    if isinstance(operator, Conv):
+        return operator
+    weight = operator.scale.view(-1, *(1,) * (operator.rank + 1))
+    return Conv(weight, nonzero(operator.shift), groups=operator.out_channels)
+
+
+def _add_convs(f: Conv, g: Conv) -> Conv | Refusal:
+    if f.transposed or g.transposed:
+        return Refusal("a transposed convolution merges with scale and shift only")
+    if f.stride != g.stride:
+        return Refusal(f"the branches have strides {f.stride} and {g.stride}")
+    if _growth(f) != _growth(g):
+        return Refusal(f"the branches change the spatial size by {_growth(f)} and {_growth(g)}")
+    modes = {op.padding_mode for op in (f, g) if op.is_padded}
+    if len(modes) > 1:
+        return Refusal(f"the branches pad in different ways: {', '.join(sorted(modes))}")
+    groups = gcd(f.groups, g.groups)
+    grid = [_common_grid(f, g, axis) for axis in range(f.rank)]
+    padding = tuple(max(pair) for pair in zip(f.padding, g.padding, strict=True))
+    weight = sum_of(
+        *(_lay(regroup(op.weight, op.groups, groups), op, padding, grid) for op in (f, g))
+    )
+    borders = [
+        None if op.border is None else _lay(op.border.unsqueeze(1), op, padding, grid).squeeze(1)
+        for op in (f, g)
+    ]
+    assert weight is not None  # both kernels exist
+    return Conv(
+        weight,
+        sum_of(f.bias, g.bias),
+        stride=f.stride,
+        padding=padding,
+        dilation=tuple(step for step, _ in grid),
+        groups=groups,
+        padding_mode=modes.pop() if modes else "zeros",
+        border=sum_of(*borders),
+    )
+
+
+def sum_of(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """a + b, where None is zero."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
+
+
+def _growth(operator: Conv) -> tuple[int, ...]:
+    """What an operator of stride 1 adds to the spatial size: 2 p - d (k - 1)."""
+    return tuple(
+        2 * p - d * (k - 1)
+        for p, d, k in zip(operator.padding, operator.dilation, operator.kernel, strict=True)
+    )
+
+
+def _common_grid(f: Conv, g: Conv, axis: int) -> tuple[int, int]:
+    """The step and the number of taps of the grid that holds the taps of both kernels."""
+    step = abs(f.padding[axis] - g.padding[axis])
+    for operator in (f, g):
+        step = gcd(step, operator.dilation[axis] * (operator.kernel[axis] > 1))
+    step = step or 1
+    low = -max(f.padding[axis], g.padding[axis])
+    high = max(op.dilation[axis] * (op.kernel[axis] - 1) - op.padding[axis] for op in (f, g))
+    return step, (high - low) // step + 1
+
+
+def _lay(
+    weight: Tensor, operator: Conv, padding: tuple[int, ...], grid: list[tuple[int, int]]
+) -> Tensor:
+    """`weight` [.., .., *k] with its taps at their places on the common grid."""
+    laid = weight.new_zeros(*weight.shape[:2], *(taps for _, taps in grid))
+    places: list[Any] = [...]
+    for axis, (step, _) in enumerate(grid):
+        start = (padding[axis] - operator.padding[axis]) // step
+        stride = max(operator.dilation[axis] // step, 1)
+        places.append(slice(start, start + (operator.kernel[axis] - 1) * stride + 1, stride))
+    laid[tuple(places)] = weight
+    return laid

@@ -1,0 +1,1 @@
+"""Deciding which rectifiers go: measuring, importance, budgets, the search and the plan."""

@@ -1,0 +1,239 @@
+"""Budgets: how many rectifiers may go, or what their removal may cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from fxreduce.errors import PlanError
+from fxreduce.planning.measure import SiteStatistics
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a budget may look at when planning begins.
+
+    Attributes:
+        original: the model with all its rectifiers.
+        sites: how many sites may be removed.
+        outputs: runs a module on the held-out calibration batches and returns its outputs.
+    """
+
+    original: GraphModule
+    sites: int
+    outputs: Callable[[nn.Module], Sequence[Any]]
+
+
+class Judge:
+    """Says whether removals go on; a budget makes one for each planning. The base allows all."""
+
+    def enough(self, removed: int) -> str | None:  # noqa: ARG002
+        """Why, after so many removals, no further site is measured; None goes on."""
+        return None
+
+    def before(self, chosen: SiteStatistics) -> str | None:  # noqa: ARG002
+        """Why the chosen site, the next by importance, must stay; None lets it be tried."""
+        return None
+
+    def after(self, candidate: GraphModule) -> str | None:  # noqa: ARG002
+        """Why the model without the chosen site is not acceptable; None accepts it."""
+        return None
+
+
+@runtime_checkable
+class Budget(Protocol):
+    """A rule that ends planning."""
+
+    def begin(self, context: Context) -> Judge:
+        """A judge for one planning.
+
+        Raises:
+            PlanError: the budget does not fit the model.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Remove(Judge):
+    """Remove `n` rectifiers."""
+
+    n: int
+
+    def __post_init__(self) -> None:
+        if self.n < 0:
+            raise PlanError(f"a budget removes 0 or more rectifiers; seen: {self.n}")
+
+    def begin(self, context: Context) -> Judge:
+        if self.n > context.sites:
+            raise PlanError(
+                f"the budget removes {self.n} rectifiers, but {context.sites} can be removed; "
+                "lower it, or look at include, exclude and fxreduce.analyze(...).table()"
+            )
+        return self
+
+    def enough(self, removed: int) -> str | None:
+        return f"{self.n} are removed, as the budget says" if removed >= self.n else None
+
+
+@dataclass(frozen=True)
+class Fraction:
+    """Remove the fraction `f` of the rectifiers, rounded down."""
+
+    f: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.f <= 1:
+            raise PlanError(
+                f"a fraction of the rectifiers lies between 0 and 1; seen: {self.f}. For a number "
+                "of rectifiers pass an int"
+            )
+
+    def begin(self, context: Context) -> Judge:
+        # The least float above absorbs what binary fractions lack: 0.29 of 100 is 29.
+        return Remove(int(self.f * context.sites * (1 + 1e-12)))
+
+
+@dataclass(frozen=True)
+class EntropyBelow(Judge):
+    """Remove rectifiers as long as the lowest entropy lies below `h` bits."""
+
+    h: float
+
+    def begin(self, context: Context) -> Judge:  # noqa: ARG002
+        return self
+
+    def before(self, chosen: SiteStatistics) -> str | None:
+        if chosen.entropy < self.h:
+            return None
+        return f"{chosen.name} has {chosen.entropy:.4f} bits, not below {self.h:g}"
+
+
+@dataclass(frozen=True)
+class MaxDrop:
+    """Remove rectifiers as long as `evaluate` falls by at most `drop` from the original's value.
+
+    `evaluate(module) -> float` is the user's, higher is better; it gets an unmerged graph module
+    in eval mode.
+    """
+
+    drop: float
+    evaluate: Callable[[nn.Module], float]
+
+    def begin(self, context: Context) -> Judge:
+        return _DropJudge(self, self._value(context.original))
+
+    def _value(self, module: nn.Module) -> float:
+        value = float(self.evaluate(module))
+        if value != value:
+            raise PlanError("MaxDrop's evaluate(module) must return a number; it returned NaN")
+        return value
+
+
+@dataclass(frozen=True)
+class _DropJudge(Judge):
+    budget: MaxDrop
+    original: float
+
+    def after(self, candidate: GraphModule) -> str | None:
+        value = self.budget._value(candidate)
+        if self.original - value <= self.budget.drop:
+            return None
+        return (
+            f"evaluate would fall from {self.original:.4g} to {value:.4g}, by more than "
+            f"{self.budget.drop:g}"
+        )
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Remove rectifiers as long as the prediction is the original's at least this often.
+
+    Label-free: predictions are compared on held-out calibration batches. A prediction is the
+    argmax over the classes: the last axis of a 2-D or 3-D output, axis 1 of (N, C, H, W).
+    """
+
+    min_agreement: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_agreement <= 1:
+            raise PlanError(f"an agreement lies between 0 and 1; seen: {self.min_agreement}")
+
+    def begin(self, context: Context) -> Judge:
+        expected = _predictions(context.outputs(context.original))
+        return _FidelityJudge(self.min_agreement, expected, context.outputs)
+
+
+@dataclass(frozen=True)
+class _FidelityJudge(Judge):
+    min_agreement: float
+    expected: Tensor
+    outputs: Callable[[nn.Module], Sequence[Any]]
+
+    def after(self, candidate: GraphModule) -> str | None:
+        same = _predictions(self.outputs(candidate)) == self.expected
+        agreement = float(same.double().mean())
+        if agreement >= self.min_agreement:
+            return None
+        return (
+            f"predictions would agree with the original's on {agreement:.2%} of {same.numel()}, "
+            f"below {self.min_agreement:.2%}"
+        )
+
+
+def _predictions(outputs: Sequence[Any]) -> Tensor:
+    """The predictions on all batches, in one row."""
+    return torch.cat([_argmax(output).flatten() for output in outputs])
+
+
+def _argmax(output: Any) -> Tensor:
+    scores = next(
+        (
+            leaf
+            for leaf in pytree.tree_leaves(output)
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() > 1
+        ),
+        None,
+    )
+    axis = 1 if scores is not None and scores.dim() > 3 else -1
+    if scores is None or scores.shape[axis] < 2:
+        seen = "no tensor of scores" if scores is None else f"scores of shape {tuple(scores.shape)}"
+        raise PlanError(
+            "Fidelity (budget 'auto') compares predictions, so that the output must hold the "
+            f"scores of at least two classes; seen: {seen}. Use MaxDrop(drop, evaluate) or a "
+            "number of rectifiers"
+        )
+    return scores.argmax(axis)
+
+
+_NAMED: dict[str, Budget] = {"auto": Fidelity(0.99)}
+
+
+def register_budget(name: str, budget: Budget) -> None:
+    """Let `budget=name` stand for a budget."""
+    _NAMED[name] = budget
+
+
+def as_budget(budget: object) -> Budget:
+    """The budget that an int, a float, a name or a budget stands for.
+
+    Raises:
+        PlanError: it is none of these.
+    """
+    if isinstance(budget, int) and not isinstance(budget, bool):
+        return Remove(budget)
+    if isinstance(budget, float):
+        return Fraction(budget)
+    if isinstance(budget, str) and budget in _NAMED:
+        return _NAMED[budget]
+    if isinstance(budget, Budget):
+        return budget
+    raise PlanError(
+        "a budget is an int (rectifiers), a float (fraction of them), a Budget or one of "
+        f"{', '.join(map(repr, _NAMED))}; seen: {budget!r}"
+    )

@@ -1,0 +1,98 @@
+"""Carrying decisions out: linearise, merge, check, report."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from torch.fx import GraphModule
+
+from fxreduce.graph.capture import capture_record
+from fxreduce.graph.count import count_affine
+from fxreduce.graph.recorder import RefusedRewrite
+from fxreduce.graph.rectifiers import find_sites
+from fxreduce.operators.affine import ScaleShift
+from fxreduce.operators.cost import CostModel
+from fxreduce.passes.base import run_pipeline
+from fxreduce.passes.linearise import Linearise
+from fxreduce.passes.pipeline import PREPARE, fusion
+from fxreduce.planning.example import Example
+from fxreduce.report.report import REPORT, Report, SiteRow
+from fxreduce.verify import PIPELINE, Checker
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What shall be done to a model, and what the report shall say of it.
+
+    Attributes:
+        cost: decides which exact merges pay.
+        sites: the sites to remove, in order.
+        maps: the affine maps that take the place of some of them.
+        entropies: entropies in bits, by site.
+        lines: what was decided and why.
+        refusals: what was refused before.
+    """
+
+    cost: CostModel
+    sites: tuple[str, ...] = ()
+    maps: Mapping[str, ScaleShift] = field(default_factory=dict)
+    entropies: Mapping[str, float] = field(default_factory=dict)
+    lines: tuple[str, ...] = ()
+    refusals: tuple[RefusedRewrite, ...] = ()
+
+
+def execute(
+    graph_module: GraphModule,
+    decisions: Decisions,
+    *,
+    example: Example | None,
+    verify: bool = True,
+    disable: Collection[str] = (),
+) -> GraphModule:
+    """Carry decisions out on a captured graph module, which stays unchanged.
+
+    Args:
+        graph_module: captured; where `example` is given its nodes know their shapes.
+        example: a batch on which every merge is checked, if `verify` says so.
+        disable: names of passes to skip.
+
+    Returns:
+        A graph module in eval mode that carries its report.
+
+    Raises:
+        EquivalenceError: a merge changed what the unmerged graph computes.
+    """
+    removal = (*PREPARE, Linearise(decisions.sites, decisions.maps))
+    merging = fusion(decisions.cost)
+    unmerged = run_pipeline(graph_module, removal, disable=disable)
+    check = None
+    if verify and example is not None:
+        check = Checker(unmerged.graph_module, example.forward, example.batch)
+    merged = run_pipeline(unmerged.graph_module, merging, disable=disable, check=check)
+    kept = {site.name for site in find_sites(merged.graph_module)}
+    before, after = count_affine(graph_module), count_affine(merged.graph_module)
+    refusals = (*decisions.refusals, *unmerged.refusals, *merged.refusals)
+    result = merged.graph_module
+    result.meta[PIPELINE] = (*removal, *merging)
+    result.meta[REPORT] = Report(
+        rung=capture_record(graph_module).rung,
+        sites=tuple(
+            SiteRow(
+                site.name,
+                site.rectifier.kind,
+                site.name not in kept,
+                decisions.entropies.get(site.name),
+            )
+            for site in find_sites(graph_module)
+        ),
+        removed=tuple(name for name in decisions.sites if name not in kept),
+        refusals=tuple(dict.fromkeys(refusals)),
+        decisions=decisions.lines,
+        operators_before=before.operators,
+        operators_after=after.operators,
+        macs_before=before.multiply_adds,
+        macs_after=after.multiply_adds,
+        max_error=None if check is None else check.max_rel,
+    )
+    return result.eval()

@@ -1,0 +1,94 @@
+"""Measuring the sites of a graph over calibration data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from torch.fx import GraphModule
+
+from fxreduce.calibration.batches import Calibration
+from fxreduce.calibration.observer import Observer, require_finite
+from fxreduce.calibration.statistics import ChannelStatistics
+from fxreduce.graph.rectifiers import find_sites
+from fxreduce.operators.affine import ScaleShift
+from fxreduce.passes.observe import Observe, observers
+
+
+@dataclass(frozen=True)
+class SiteStatistics:
+    """What calibration found at one site.
+
+    Attributes:
+        name: the site's name.
+        kind: the rectifier's kind.
+        entropy: mean over channels of `channel_entropy`, in bits.
+        channel_entropy: [C], in bits, of the state ON (pre-activation > 0) or OFF.
+        on_probability: [C], how often a non-zero pre-activation is positive.
+        channel_axis: the axis of the C channels, counted from the right.
+        statistics: the counts and moments themselves.
+    """
+
+    name: str
+    kind: str
+    entropy: float
+    channel_entropy: Tensor
+    on_probability: Tensor
+    channel_axis: int
+    statistics: ChannelStatistics = field(repr=False)
+
+    def affine_fit(self) -> ScaleShift:
+        """The affine map of each channel that fits the rectifier best, by least squares."""
+        scale, shift = self.statistics.affine_fit()
+        return ScaleShift(scale, shift, -self.channel_axis - 1)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The statistics of sites, by name in order of execution, and how many batches gave them."""
+
+    sites: Mapping[str, SiteStatistics]
+    batches: int
+
+
+def measure(
+    graph_module: GraphModule,
+    calibration: Calibration,
+    *,
+    entropy: str,
+    moments: bool,
+    sites: Sequence[str] | None = None,
+    axes: Mapping[str, int] | None = None,
+) -> Measurement:
+    """Observe the sites of a graph over all batches, in one pass.
+
+    Raises:
+        CalibrationError: no batch, one that the model does not run on, or values that are not
+            finite; batch and site are named.
+    """
+    observed = Observe(moments, None if sites is None else tuple(sites), axes or {})
+    module = observed.run(graph_module).graph_module
+    watching = observers(module)
+    count = 0
+    for number, batch in calibration.batches("measuring entropy"):
+        calibration.run(module, number, batch)
+        require_finite(watching, number)
+        count += 1
+    if not count:
+        calibration.first()  # raises, as the loader is empty
+    kinds = {site.name: site.rectifier.kind for site in find_sites(graph_module)}
+    return Measurement({each.site: _read(each, kinds, entropy) for each in watching}, count)
+
+
+def _read(observer: Observer, kinds: Mapping[str, str], entropy: str) -> SiteStatistics:
+    seen = observer.statistics
+    return SiteStatistics(
+        name=observer.site,
+        kind=kinds[observer.site],
+        entropy=seen.entropy(entropy),
+        channel_entropy=seen.channel_entropy(entropy),
+        on_probability=seen.on_probability,
+        channel_axis=observer.channel_axis,
+        statistics=seen,
+    )

@@ -1,0 +1,129 @@
+"""What a pass is, and the pipeline that runs passes and checks each one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+from torch.fx import GraphModule
+
+from fxreduce.errors import EquivalenceError
+from fxreduce.graph.recorder import Edit, Recorder, RefusedRewrite
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass made: a new graph module, the edits, and what it refused with the reasons."""
+
+    graph_module: GraphModule
+    edits: tuple[Edit, ...] = ()
+    refusals: tuple[RefusedRewrite, ...] = ()
+
+    @property
+    def modified(self) -> bool:
+        return bool(self.edits)
+
+    @classmethod
+    def of(cls, recorder: Recorder) -> PassResult:
+        return cls(recorder.finish(), tuple(recorder.edits), tuple(recorder.refusals))
+
+
+@runtime_checkable
+class Pass(Protocol):
+    """A rewrite of a graph module: a frozen dataclass whose fields are its options.
+
+    Attributes:
+        name: by which reports name it and a user switches it off.
+        exact: whether the rewritten graph computes the same for every input.
+    """
+
+    name: ClassVar[str]
+    exact: ClassVar[bool]
+
+    def run(self, graph_module: GraphModule) -> PassResult:
+        """Rewrite a copy; the given graph module is unchanged."""
+        ...
+
+
+Check = Callable[[GraphModule, Pass], None]
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Passes to run in turn until none of them changes anything."""
+
+    passes: tuple[Pass, ...]
+
+
+Pipeline = Sequence[Pass | Repeat]
+
+
+def run_pipeline(
+    graph_module: GraphModule,
+    pipeline: Pipeline,
+    *,
+    disable: Collection[str] = (),
+    check: Check | None = None,
+) -> PassResult:
+    """Run passes one after the other on copies.
+
+    Args:
+        disable: names of passes to skip.
+        check: called after each pass that changed something.
+
+    Raises:
+        EquivalenceError: from `check`, or a pass left a graph that is not well-formed.
+    """
+    edits: list[Edit] = []
+    refusals: list[RefusedRewrite] = []
+    for each in pipeline:
+        if isinstance(each, Repeat):
+            result = _repeat(graph_module, each.passes, disable, check)
+        elif each.name in disable:
+            continue
+        else:
+            result = _run(graph_module, each, check)
+        graph_module = result.graph_module
+        edits.extend(result.edits)
+        refusals.extend(result.refusals)
+    return PassResult(graph_module, tuple(edits), tuple(refusals))
+
+
+def pass_names(pipeline: Pipeline) -> list[str]:
+    """The names of the passes of a pipeline, by which they can be switched off."""
+    return [
+        name
+        for each in pipeline
+        for name in (pass_names(each.passes) if isinstance(each, Repeat) else [each.name])
+    ]
+
+
+def _run(graph_module: GraphModule, each: Pass, check: Check | None) -> PassResult:
+    try:
+        result = each.run(graph_module)
+        result.graph_module.graph.lint()
+    except RuntimeError as error:
+        raise EquivalenceError(
+            f"pass {each.name!r} left a malformed graph: {str(error).splitlines()[0]}"
+        ) from error
+    if check is not None and result.modified:
+        check(result.graph_module, each)
+    return result
+
+
+def _repeat(
+    graph_module: GraphModule,
+    passes: tuple[Pass, ...],
+    disable: Collection[str],
+    check: Check | None,
+) -> PassResult:
+    """Rounds until one changes nothing; its refusals count, as later merges settle earlier ones."""
+    enabled = [each for each in passes if each.name not in disable]
+    edits: list[Edit] = []
+    while True:
+        result = run_pipeline(graph_module, enabled, check=check)
+        graph_module = result.graph_module
+        edits.extend(result.edits)
+        if not result.modified:
+            return PassResult(graph_module, tuple(edits), result.refusals)

@@ -1,0 +1,177 @@
+"""Merge affine operators that follow one another into the cheapest sequence.
+
+    f then g  =  compose(f, g)
+
+    Before: y = conv(x); z = bn(y); w = conv1x1(z)        After: w = merged(x)
+
+A chain is cut where merging is not exact or does not pay; the cheapest cut is found by dynamic
+programming over all its intervals, as merging only half of a chain can cost more than all of it
+(1x1, depthwise, 1x1). Restrictions: those of `operators.compose`; each value inside the chain has
+one reader. Source: the composition rules in `fxreduce/operators/compose.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import inf
+from typing import ClassVar
+
+from torch.fx import GraphModule, Node
+
+from fxreduce.graph.affine import AffineCall, like_of, read_affine
+from fxreduce.graph.aliases import Aliases
+from fxreduce.graph.modules import to_module
+from fxreduce.graph.nodes import is_inplace
+from fxreduce.graph.recorder import Recorder
+from fxreduce.operators.affine import Conv, Operator, Refusal, on_meta
+from fxreduce.operators.compose import compose
+from fxreduce.operators.cost import CostModel, FlopsCost, chain_cost, multiply_adds
+from fxreduce.passes.base import PassResult
+
+Chain = tuple[AffineCall, ...]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A chain cut into parts, each to become one operator, and why it is cut where it is."""
+
+    parts: tuple[Chain, ...]
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FuseChain:
+    """Merge affine operators that follow one another into the cheapest sequence."""
+
+    cost: CostModel = field(default_factory=FlopsCost)
+    name: ClassVar[str] = "fuse_chain"
+    exact: ClassVar[bool] = True
+
+    def run(self, graph_module: GraphModule) -> PassResult:
+        recorder = Recorder(graph_module, self.name)
+        # Last first: a chain's input may be the output of an earlier one, which is then replaced.
+        for chain in reversed(list(find_chains(recorder))):
+            cut = cheapest_cut(chain, self.cost)
+            for before, after, reason in zip(cut.parts, cut.parts[1:], cut.reasons, strict=False):
+                recorder.refuse(f"{before[-1].node.name} → {after[0].node.name}", reason)
+            for part in reversed(cut.parts):
+                if len(part) > 1:
+                    _replace(recorder, part)
+        return PassResult.of(recorder)
+
+
+def find_chains(recorder: Recorder) -> Iterator[Chain]:
+    """The maximal chains of affine calls in which each value has one reader."""
+    graph_module = recorder.graph_module
+    calls = _readable_calls(recorder)
+    follows: dict[Node, AffineCall] = {}
+    for call in calls.values():
+        before = calls.get(call.input)
+        if before is None:
+            continue
+        if len(before.node.users) > 1:
+            names = ", ".join(sorted(user.name for user in before.node.users))
+            recorder.refuse(
+                f"{before.node.name} → {call.node.name}",
+                f"the first one's output has {len(before.node.users)} readers: {names}",
+            )
+            continue
+        follows[before.node] = call
+    heads = calls.keys() - {call.node for call in follows.values()}
+    for node in graph_module.graph.nodes:
+        if node in heads and node in follows:
+            chain = [calls[node]]
+            while (following := follows.get(chain[-1].node)) is not None:
+                chain.append(following)
+            yield tuple(chain)
+
+
+def _readable_calls(recorder: Recorder) -> dict[Node, AffineCall]:
+    """The affine calls of the graph; reasons go to the record where one cannot be read."""
+    graph_module, calls = recorder.graph_module, {}
+    aliases = Aliases(graph_module)
+    for node in recorder.nodes:
+        call = read_affine(graph_module, node)
+        if isinstance(call, Refusal):
+            recorder.refuse(node.name, call.reason)
+        elif call is not None:
+            if is_inplace(graph_module, node) and aliases.others_see(node):
+                recorder.refuse(node.name, "it overwrites a tensor that others read")
+                continue
+            calls[node] = call
+    return calls
+
+
+def cheapest_cut(chain: Chain, model: CostModel) -> Cut:
+    """The parts of least cost; of equal ones the part that merges less.
+
+    The cost of a part is weighed with the positions that its output has for each position of the
+    chain's last output.
+    """
+    operators = [on_meta(call.operator) for call in chain]
+    size = len(chain)
+    best: list[tuple[float, int]] = [(inf, size)] * size + [(0.0, size)]
+    for start in reversed(range(size)):
+        for length, merged in _prefixes(operators[start:]):
+            end = start + length
+            rest = operators[end:]
+            own = chain_cost([merged, *rest], model) - chain_cost(rest, model)
+            total = own + best[end][0]
+            if total < best[start][0]:
+                best[start] = (total, end)
+    bounds = [0]
+    while bounds[-1] < size:
+        bounds.append(best[bounds[-1]][1])
+    spans = list(pairwise(bounds))
+    reasons = [_reason_apart(operators[a:b], operators[b:c]) for (a, b), (_, c) in pairwise(spans)]
+    return Cut(tuple(chain[a:b] for a, b in spans), tuple(reasons))
+
+
+def _prefixes(operators: list[Operator]) -> Iterator[tuple[int, Operator]]:
+    """How many operators, from the first on, merge into one, and that one."""
+    merged = operators[0]
+    yield 1, merged
+    for size, operator in enumerate(operators[1:], 2):
+        composed = compose(merged, operator)
+        if isinstance(composed, Refusal):
+            return
+        merged = composed
+        yield size, merged
+
+
+def _reason_apart(before: list[Operator], after: list[Operator]) -> str:
+    """Why two neighbouring parts stay apart: not exact, or not cheaper, with both figures."""
+    left, right = _fold(before), _fold(after)
+    merged = compose(left, right)
+    if isinstance(merged, Refusal):
+        return merged.reason
+    positions = 1
+    if isinstance(right, Conv) and not right.transposed:
+        for step in right.stride:
+            positions *= step
+    apart = positions * multiply_adds(left) + multiply_adds(right)
+    return (
+        f"merging would take {multiply_adds(merged):,} multiply-adds for each output position, "
+        f"the two take {apart:,}"
+    )
+
+
+def _fold(operators: list[Operator]) -> Operator:
+    merged, *rest = operators
+    for operator in rest:
+        composed = compose(merged, operator)
+        assert not isinstance(composed, Refusal)  # the part was composed when it was chosen
+        merged = composed
+    return merged
+
+
+def _replace(recorder: Recorder, part: Chain) -> None:
+    names = ", ".join(call.node.name for call in part)
+    recorder.merge(
+        [call.node for call in part],
+        part[0].input,
+        to_module(_fold([call.operator for call in part]), like_of(part)),
+        f"one operator instead of {names}",
+    )

@@ -1,0 +1,130 @@
+"""Merge two affine branches over one input, or a branch and the skip, that are added.
+
+    f(x) + g(x)  =  add(f, g)(x),        f(x) + x  =  add(f, identity)(x)
+
+    Before: y = conv3x3(x); z = conv1x1(x); w = y + z        After: w = merged(x)
+
+Restrictions: those of `operators.add` (same stride, same shape); each branch has one reader; the
+merged operator must not cost more than the branches and their addition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch.fx import GraphModule, Node
+
+from fxreduce.graph.affine import AffineCall, like_of, read_affine
+from fxreduce.graph.aliases import Aliases
+from fxreduce.graph.modules import to_module
+from fxreduce.graph.nodes import argument, is_inplace, operation
+from fxreduce.graph.recorder import Recorder
+from fxreduce.operators.add import add
+from fxreduce.operators.affine import Operator, Refusal, identity, on_meta
+from fxreduce.operators.cost import CostModel, FlopsCost, multiply_adds
+from fxreduce.passes.base import PassResult
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Two operators on one input whose values a node adds; the skip has no call."""
+
+    node: Node
+    input: Node
+    calls: tuple[AffineCall, ...]
+    operators: tuple[Operator, Operator]
+
+
+@dataclass(frozen=True)
+class FuseParallel:
+    """Merge two affine branches over one input that are added."""
+
+    cost: CostModel = field(default_factory=FlopsCost)
+    name: ClassVar[str] = "fuse_parallel"
+    exact: ClassVar[bool] = True
+
+    def run(self, graph_module: GraphModule) -> PassResult:
+        recorder = Recorder(graph_module, self.name)
+        for node in recorder.nodes:
+            branches = match(recorder.graph_module, node)
+            if branches is None:
+                continue
+            reason = branches if isinstance(branches, Refusal) else self._refusal(branches)
+            if reason is not None:
+                recorder.refuse(node.name, reason.reason)
+            elif isinstance(branches, Branches):
+                _replace(recorder, branches)
+        return PassResult.of(recorder)
+
+    def _refusal(self, branches: Branches) -> Refusal | None:
+        """Why the branches stay apart, if they do: not exact, or not cheaper."""
+        f, g = (on_meta(operator) for operator in branches.operators)
+        merged = add(f, g)
+        if isinstance(merged, Refusal):
+            return merged
+        apart = sum(self.cost.cost(call.operator) for call in branches.calls)
+        addition = self.cost.cost(identity(f.out_channels, f.rank))
+        if self.cost.cost(merged) > apart + addition:
+            return Refusal(
+                f"merging would take {multiply_adds(merged):,} multiply-adds for each output "
+                f"position, the branches take "
+                f"{sum(multiply_adds(call.operator) for call in branches.calls):,}"
+            )
+        return None
+
+
+def match(graph_module: GraphModule, node: Node) -> Branches | Refusal | None:
+    """The branches that the node adds; None where it is no sum of branches over one input."""
+    operands = argument(node, 0, "input"), argument(node, 1, "other")
+    if operation(node) not in ("add", "add_") or node.kwargs.get("alpha", 1) != 1:
+        return None
+    left, right = operands
+    if not isinstance(left, Node) or not isinstance(right, Node) or left is right:
+        return None
+    f, g = read_affine(graph_module, left), read_affine(graph_module, right)
+    f_call = f if isinstance(f, AffineCall) else None
+    g_call = g if isinstance(g, AffineCall) else None
+    calls: tuple[AffineCall, ...]
+    if f_call and g_call and f_call.input is g_call.input:
+        calls, operators = (f_call, g_call), (f_call.operator, g_call.operator)
+    elif f_call and f_call.input is right:
+        calls, operators = (f_call,), (f_call.operator, _skip(f_call))
+    elif g_call and g_call.input is left:
+        calls, operators = (g_call,), (g_call.operator, _skip(g_call))
+    else:
+        return None
+    return _hazard(graph_module, node, calls) or Branches(node, calls[0].input, calls, operators)
+
+
+def _skip(call: AffineCall) -> Operator:
+    return identity(call.operator.in_channels, call.operator.rank)
+
+
+def _hazard(graph_module: GraphModule, node: Node, calls: tuple[AffineCall, ...]) -> Refusal | None:
+    """Why merging would change what other nodes read, if it would."""
+    for call in calls:
+        if len(call.node.users) > 1:
+            return Refusal(f"branch {call.node.name} has {len(call.node.users)} readers")
+    aliases = Aliases(graph_module)
+    writes = [node, *(call.node for call in calls)]
+    if any(is_inplace(graph_module, write) and aliases.others_see(write) for write in writes):
+        return Refusal("it overwrites a tensor that others read")
+    given = calls[0].input
+    first = min((call.node for call in calls), key=aliases.place)
+    if aliases.overwritten_between(given, first, node):
+        return Refusal(f"{given.name} is overwritten in place between the branches")
+    return None
+
+
+def _replace(recorder: Recorder, branches: Branches) -> None:
+    merged = add(*branches.operators)
+    assert not isinstance(merged, Refusal)  # its geometry has been composed
+    order = {node: place for place, node in enumerate(recorder.nodes)}
+    nodes = sorted((branches.node, *(call.node for call in branches.calls)), key=order.__getitem__)
+    recorder.merge(
+        nodes,
+        branches.input,
+        to_module(merged, like_of(branches.calls)),
+        f"one operator instead of {', '.join(node.name for node in nodes)}",
+    )

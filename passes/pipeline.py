@@ -1,0 +1,58 @@
+"""The pipelines, each with the reason of its order."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from fxreduce.errors import UnsupportedError
+from fxreduce.operators.cost import CostModel, FlopsCost
+from fxreduce.passes.base import Pass, Pipeline, Repeat, pass_names
+from fxreduce.passes.drop_identities import DropIdentities
+from fxreduce.passes.fuse_chain import FuseChain
+from fxreduce.passes.fuse_parallel import FuseParallel
+from fxreduce.passes.single_assignment import SingleAssignment
+
+# Identities go first: they stand between operators, and they hide that two names are one tensor.
+# Then every state of a tensor gets a name of its own, so that later passes need only count readers.
+PREPARE: tuple[Pass, ...] = (DropIdentities(), SingleAssignment())
+
+
+_OWN: Pipeline = (*PREPARE, FuseChain(), FuseParallel())
+_REGISTERED: list[Pass] = []
+
+
+def fusion(cost: CostModel) -> Pipeline:
+    """Merge all that is exact and pays.
+
+    A merged chain may become a branch of a sum, and a merged sum a link of a chain: both passes
+    take turns until nothing changes.
+    """
+    return (Repeat((FuseChain(cost), FuseParallel(cost), *_REGISTERED)),)
+
+
+def register_pass(rewrite: Pass) -> Pass:
+    """Let a pass of your own take its turn with the merging passes, checked as they are.
+
+    Registering a pass of the same name replaces it.
+
+    Raises:
+        UnsupportedError: the pass is not exact, or has the name of a pass of fxreduce.
+    """
+    if not rewrite.exact:
+        raise UnsupportedError(
+            f"only exact passes can be registered, as merging never changes what a graph computes; "
+            f"{rewrite.name!r} is not"
+        )
+    if rewrite.name in pass_names(_OWN):
+        raise UnsupportedError(f"{rewrite.name!r} is a pass of fxreduce; choose another name")
+    _REGISTERED[:] = [each for each in _REGISTERED if each.name != rewrite.name] + [rewrite]
+    return rewrite
+
+
+def require_passes(disable: Collection[str]) -> None:
+    """Raise UnsupportedError where `disable` names something that is not a pass."""
+    names = pass_names((*PREPARE, *fusion(FlopsCost())))
+    if unknown := sorted(set(disable) - set(names)):
+        raise UnsupportedError(
+            f"disable takes names of passes ({', '.join(names)}); seen: {', '.join(unknown)}"
+        )
