@@ -10,8 +10,9 @@ from torch.fx import GraphModule
 
 from fxreduce.analysis import Analysis
 from fxreduce.calibration.batches import Calibration, Forward
+from fxreduce.calibration.loader import Loader
 from fxreduce.calibration.statistics import require_variant
-from fxreduce.errors import PlanError, UnsupportedError
+from fxreduce.errors import CaptureError, PlanError, UnsupportedError
 from fxreduce.graph.capture import Model, capture
 from fxreduce.graph.rectifiers import find_sites
 from fxreduce.graph.shapes import call
@@ -19,7 +20,7 @@ from fxreduce.operators.affine import ScaleShift
 from fxreduce.operators.cost import CostModel, as_cost
 from fxreduce.passes.base import run_pipeline
 from fxreduce.passes.linearise import Linearise
-from fxreduce.passes.pipeline import PREPARE, require_passes
+from fxreduce.passes.pipeline import PREPARE, as_disabled
 from fxreduce.planning.budgets import Budget
 from fxreduce.planning.example import Example, learn_shapes
 from fxreduce.planning.execute import Decisions, execute
@@ -58,9 +59,12 @@ def analyze(
         CaptureError: the model is in train mode or cannot be captured.
         CalibrationError: no batch, one that the model does not run on, or values that are not
             finite; batch and site are named.
+        PlanError: an axis is given for a site that the model has not, or from the left.
     """
     require_variant(entropy)
-    graph_module, calibration, example = _prepare(model, calib_loader, forward, device, progress)
+    loader = Loader(calib_loader, keep=False)
+    graph_module, calibration, example = _prepare(model, loader, forward, device, progress)
+    _require_axes(graph_module, axes or {})
     measured = measure(graph_module, calibration, entropy=entropy, moments=moments, axes=axes)
     return Analysis(
         sites=tuple(measured.sites.values()),
@@ -87,7 +91,7 @@ def apply(
     device: torch.device | str | None = None,
     progress: bool | None = None,
     verify: bool = True,
-    disable: Collection[str] = (),
+    disable: str | Collection[str] = (),
 ) -> GraphModule:
     """The model without the rectifiers that decide least, merged; the model is unchanged.
 
@@ -109,10 +113,11 @@ def apply(
     """
     # What does not depend on the data is refused before the data are read.
     options = Options.of(budget, importance, cost, compensate, include, exclude)
-    require_passes(disable)
-    graph_module, calibration, example = _prepare(model, calib_loader, forward, device, progress)
+    disabled = as_disabled(disable)
+    loader = Loader(calib_loader, keep=True)
+    graph_module, calibration, example = _prepare(model, loader, forward, device, progress)
     plan = make_plan(graph_module, calibration, example, options)
-    return execute(graph_module, plan.decisions, example=example, verify=verify, disable=disable)
+    return execute(graph_module, plan.decisions, example=example, verify=verify, disable=disabled)
 
 
 def fuse(
@@ -121,7 +126,7 @@ def fuse(
     exact: bool = True,
     *,
     example_inputs: Any = None,
-    disable: Collection[str] = (),
+    disable: str | Collection[str] = (),
 ) -> GraphModule:
     """Merge affine operators, exactly for every input; the model is unchanged.
 
@@ -138,10 +143,10 @@ def fuse(
     """
     if not exact:
         raise UnsupportedError("fuse merges exactly; approximate merging needs calibration data")
-    require_passes(disable)
+    disabled = as_disabled(disable)
     captured = capture(graph_module, example_inputs)
     example = None if example_inputs is None else Example(example_inputs, call)
-    return execute(captured, Decisions(as_cost(cost)), example=example, disable=disable)
+    return execute(captured, Decisions(as_cost(cost)), example=example, disable=disabled)
 
 
 def linearize(
@@ -163,11 +168,7 @@ def linearize(
     """
     captured = capture(graph_module)
     names = [sites] if isinstance(sites, str) else list(sites)
-    known = [site.name for site in find_sites(captured)]
-    if unknown := [name for name in names if name not in known]:
-        raise PlanError(
-            f"the model has no site {unknown[0]!r}; its sites are {', '.join(known) or 'none'}"
-        )
+    _require_sites(names, (site.name for site in find_sites(captured)), "the model")
     maps = _maps(names, compensate, statistics)
     result = run_pipeline(captured, (*PREPARE, Linearise(tuple(names), maps)))
     if result.refusals:
@@ -178,7 +179,7 @@ def linearize(
 
 def _prepare(
     model: Model,
-    calib_loader: Iterable[Any],
+    loader: Loader,
     forward: Forward | None,
     device: torch.device | str | None,
     progress: bool | None,
@@ -187,9 +188,35 @@ def _prepare(
     graph_module = capture(model)
     if device is not None:
         graph_module = graph_module.to(device)
-    calibration = Calibration.of(graph_module, calib_loader, forward, progress)
-    example = learn_shapes(graph_module, calibration.first(), calibration.forward)
+    calibration = Calibration.of(graph_module, loader, forward, progress)
+    batch = calibration.first()
+    try:
+        example = learn_shapes(graph_module, batch, calibration.forward)
+    except CaptureError:
+        calibration.run(graph_module, 0, batch)  # raises, naming batch and shapes
+        raise
     return graph_module, calibration, example
+
+
+def _require_sites(names: Iterable[str], known: Iterable[str], owner: str) -> None:
+    """Raise PlanError where a name is not among the known ones."""
+    known = tuple(known)
+    for name in names:
+        if name not in known:
+            raise PlanError(
+                f"{owner} has no site {name!r}; its sites are {', '.join(known) or 'none'}"
+            )
+
+
+def _require_axes(graph_module: GraphModule, axes: Mapping[str, int]) -> None:
+    """Raise PlanError where an axis is given for no site, or is not counted from the right."""
+    _require_sites(axes, (site.name for site in find_sites(graph_module)), "the model")
+    for name, axis in axes.items():
+        if axis >= 0:
+            raise PlanError(
+                f"a channel axis is counted from the right: -1 is the last one; seen: {axis} for "
+                f"{name}"
+            )
 
 
 def _maps(names: list[str], compensate: str, statistics: Analysis | None) -> dict[str, ScaleShift]:
@@ -201,4 +228,5 @@ def _maps(names: list[str], compensate: str, statistics: Analysis | None) -> dic
             'compensate="channel" fits maps to calibration data: pass statistics, what '
             "fxreduce.analyze(model, calib_loader) returned"
         )
+    _require_sites(names, (site.name for site in statistics.sites), "the analysis")
     return {site.name: site.affine_fit() for site in statistics.sites if site.name in names}

@@ -29,3 +29,8 @@ class EquivalenceError(FxReduceError):
 
 class UnsupportedError(FxReduceError):
     """The request is well formed, but names something that fxreduce does not have."""
+
+
+def first_line(error: Exception) -> str:
+    """What another library's error says, without the traceback that it may carry along."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

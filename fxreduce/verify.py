@@ -8,15 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.export import ExportedProgram
+from torch import nn
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
-from fxreduce.errors import EquivalenceError
-from fxreduce.graph.capture import Model, capture
+from fxreduce.errors import CaptureError, EquivalenceError, first_line
+from fxreduce.graph.capture import Model, as_module, capture
 from fxreduce.graph.compare import difference, model_dtype, tolerance
-from fxreduce.graph.shapes import call
+from fxreduce.graph.shapes import call, copied
 from fxreduce.passes.base import Pass, Pipeline, run_pipeline
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -57,22 +55,24 @@ def verify(
     Args:
         before: the reference.
         after: what is compared with it. If fxreduce made it, a deviation is traced to its pass.
-        inputs: a tensor, a tuple of positional or a dictionary of keyword arguments.
+        inputs: a tensor, a tuple of positional or a dictionary of keyword arguments; a list of
+            these is compared one by one, and the largest deviation counts.
         rtol: the deviation allowed, relative to the largest value of an output; by default what
             the coarser of the two models' dtypes explains.
         forward: calls a module on `inputs`, where the default does not fit.
 
     Raises:
-        EquivalenceError: the outputs differ in structure or shape.
+        CaptureError: a model is in train mode, or `before` does not run on the inputs.
+        EquivalenceError: the outputs differ in structure or shape, or `after` does not run.
     """
-    modules = [
-        model.module() if isinstance(model, ExportedProgram) else model for model in (before, after)
-    ]
-    result = _compare(modules[0], modules[1], forward or call, inputs, rtol)
-    if result.ok or not isinstance(after, GraphModule) or PIPELINE not in after.meta:
-        return result
-    culprit = _first_broken(before, after.meta[PIPELINE], forward or call, inputs, rtol)
-    return replace(result, broken_by=culprit)
+    reference, other = as_module(before), as_module(after)
+    run = forward or call
+    cases = inputs if isinstance(inputs, list) and inputs else [inputs]
+    results = [_compare(reference, other, run, case, rtol) for case in cases]
+    worst, case = max(zip(results, cases, strict=True), key=lambda pair: pair[0].max_rel)
+    if worst.ok or not isinstance(after, GraphModule) or PIPELINE not in after.meta:
+        return worst
+    return replace(worst, broken_by=_first_broken(before, after.meta[PIPELINE], run, case, rtol))
 
 
 class Checker:
@@ -90,29 +90,46 @@ class Checker:
     def __call__(self, graph_module: GraphModule, each: Pass) -> None:
         if not each.exact:
             return
-        apart = difference(self._expected, _outputs(graph_module, self._forward, self._inputs))
-        self.max_rel = max(self.max_rel, apart.max_rel)
-        if not apart.max_rel <= self._allowed:
-            raise EquivalenceError(
-                f"pass {each.name!r} must not change what the graph computes; the output moved by "
-                f"{apart.max_rel:.3g} relative, {self._allowed:.3g} is allowed. Switch it off with "
-                f"disable=({each.name!r},) and report the model"
-            )
+        try:
+            outputs = _outputs(graph_module, self._forward, self._inputs)
+            apart = difference(self._expected, outputs).max_rel
+        except Exception as error:  # whatever the operators of a broken graph raise
+            raise _broken(each, f"now {first_line(error)}") from error
+        self.max_rel = max(self.max_rel, apart)
+        if not apart <= self._allowed:
+            moved = f"the output moved by {apart:.3g} relative, {self._allowed:.3g} is allowed"
+            raise _broken(each, moved)
+
+
+def _broken(each: Pass, seen: str) -> EquivalenceError:
+    return EquivalenceError(
+        f"pass {each.name!r} must not change what the graph computes; {seen}. Switch it off with "
+        f"disable=({each.name!r},) and report the model"
+    )
 
 
 def _first_broken(
     before: Model, pipeline: Pipeline, forward: Forward, inputs: Any, rtol: float | None
 ) -> str | None:
-    """Run the passes again on the reference, each compared with the graph that it was given."""
-    graph_module = capture(before)
+    """Run the passes again on the reference; the first whose result computes something else."""
+    graph_module, reference = capture(before), as_module(before)
     culprits: list[str] = []
 
     def check(result: GraphModule, each: Pass) -> None:
-        if not culprits and not _compare(graph_module, result, forward, inputs, rtol).ok:
+        if not culprits and not _same(reference, result, forward, inputs, rtol):
             culprits.append(each.name)
 
     run_pipeline(graph_module, pipeline, check=check)
     return culprits[0] if culprits else None
+
+
+def _same(
+    before: nn.Module, after: nn.Module, forward: Forward, inputs: Any, rtol: float | None
+) -> bool:
+    try:
+        return _compare(before, after, forward, inputs, rtol).ok
+    except EquivalenceError:
+        return False
 
 
 def _compare(
@@ -122,7 +139,17 @@ def _compare(
         (model_dtype(before), model_dtype(after)), key=lambda dtype: torch.finfo(dtype).eps
     )
     allowed = tolerance(coarsest) if rtol is None else rtol
-    apart = difference(_outputs(before, forward, inputs), _outputs(after, forward, inputs))
+    try:
+        expected = _outputs(before, forward, inputs)
+    except Exception as error:  # whatever the model's own operators raise
+        raise CaptureError(f"before does not run on the inputs: {first_line(error)}") from error
+    try:
+        outputs = _outputs(after, forward, inputs)
+    except Exception as error:
+        raise EquivalenceError(
+            f"after does not run on inputs that before runs on: {first_line(error)}"
+        ) from error
+    apart = difference(expected, outputs)
     return Equivalence(apart.max_abs, apart.max_rel, apart.max_rel <= allowed, allowed)
 
 
@@ -130,12 +157,6 @@ def _outputs(module: nn.Module, forward: Forward, inputs: Any) -> Any:
     """The module's outputs in float64; in its own dtype where its graph is bound to one."""
     with torch.no_grad():
         try:
-            return forward(deepcopy(module).double(), _in_double(inputs))
+            return forward(deepcopy(module).double(), copied(inputs, torch.float64))
         except (RuntimeError, TypeError, AssertionError):
-            return forward(deepcopy(module), inputs)
-
-
-def _in_double(inputs: Any) -> Any:
-    return pytree.tree_map_only(
-        Tensor, lambda t: t.double() if t.is_floating_point() else t.clone(), inputs
-    )
+            return forward(deepcopy(module), copied(inputs))

@@ -70,7 +70,7 @@ def run_pipeline(
 
     Args:
         disable: names of passes to skip.
-        check: called after each pass that changed something.
+        check: called after each pass, also after one that records no edit.
 
     Raises:
         EquivalenceError: from `check`, or a pass left a graph that is not well-formed.
@@ -107,7 +107,7 @@ def _run(graph_module: GraphModule, each: Pass, check: Check | None) -> PassResu
         raise EquivalenceError(
             f"pass {each.name!r} left a malformed graph: {str(error).splitlines()[0]}"
         ) from error
-    if check is not None and result.modified:
+    if check is not None:
         check(result.graph_module, each)
     return result
 
@@ -118,12 +118,21 @@ def _repeat(
     disable: Collection[str],
     check: Check | None,
 ) -> PassResult:
-    """Rounds until one changes nothing; its refusals count, as later merges settle earlier ones."""
+    """Rounds until one changes nothing; its refusals count, as later merges settle earlier ones.
+
+    Raises:
+        EquivalenceError: there is no end to it.
+    """
     enabled = [each for each in passes if each.name not in disable]
     edits: list[Edit] = []
-    while True:
+    # A merge leaves fewer nodes than it found, so that there are no more rounds than nodes.
+    for _ in range(len(graph_module.graph.nodes) + 1):
         result = run_pipeline(graph_module, enabled, check=check)
         graph_module = result.graph_module
         edits.extend(result.edits)
         if not result.modified:
             return PassResult(graph_module, tuple(edits), result.refusals)
+    raise EquivalenceError(
+        f"passes {', '.join(pass_names(enabled))} take turns until none of them changes anything; "
+        f"one still does, the last with: {result.edits[-1].why}. A pass must come to an end"
+    )

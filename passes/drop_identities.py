@@ -14,10 +14,18 @@ from typing import ClassVar
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from fxreduce.graph.nodes import argument, has_hooks, module_of, operation
+from fxreduce.graph.nodes import argument, has_hooks, implements, module_of, operation
 from fxreduce.graph.recorder import Recorder
 from fxreduce.passes.base import PassResult
 
+_DROPOUT_MODULES = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
 _DROPOUTS = {"dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"} | {
     f"dropout{rank}d" for rank in (1, 2, 3)
 }
@@ -50,12 +58,12 @@ def _match(graph_module: GraphModule, node: Node) -> Node | None:
 def _is_identity(graph_module: GraphModule, node: Node) -> bool:
     module = module_of(graph_module, node)
     if module is not None:
-        dropout = isinstance(module, nn.modules.dropout._DropoutNd)
-        inactive = dropout and not module.training
-        return (type(module) is nn.Identity or inactive) and not has_hooks(module)
+        kinds = (nn.Identity,) if module.training else (nn.Identity, *_DROPOUT_MODULES)
+        returns_input = any(implements(module, kind, ("forward",)) for kind in kinds)
+        return returns_input and not has_hooks(module)
     if node.op == "call_function" and getattr(node.target, "__name__", "") == "stochastic_depth":
         return argument(node, 3, "training", True) is False
     name = operation(node)
     if name is None or name.removesuffix("_") not in _DROPOUTS:
         return False
-    return argument(node, 2, "training", not name.startswith("dropout")) is False
+    return argument(node, 2, "training", name.startswith("dropout")) is False

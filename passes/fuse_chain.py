@@ -23,7 +23,6 @@ from torch.fx import GraphModule, Node
 from fxreduce.graph.affine import AffineCall, like_of, read_affine
 from fxreduce.graph.aliases import Aliases
 from fxreduce.graph.modules import to_module
-from fxreduce.graph.nodes import is_inplace
 from fxreduce.graph.recorder import Recorder
 from fxreduce.operators.affine import Conv, Operator, Refusal, on_meta
 from fxreduce.operators.compose import compose
@@ -31,6 +30,7 @@ from fxreduce.operators.cost import CostModel, FlopsCost, chain_cost, multiply_a
 from fxreduce.passes.base import PassResult
 
 Chain = tuple[AffineCall, ...]
+NUMBERS_ALONE = "single numbers do not tell how many channels of which dtype they will meet"
 
 
 @dataclass(frozen=True)
@@ -97,16 +97,27 @@ def _readable_calls(recorder: Recorder) -> dict[Node, AffineCall]:
         if isinstance(call, Refusal):
             recorder.refuse(node.name, call.reason)
         elif call is not None:
-            if is_inplace(graph_module, node) and aliases.others_see(node):
-                recorder.refuse(node.name, "it overwrites a tensor that others read")
-                continue
-            calls[node] = call
+            reason = hazard(aliases, call)
+            if reason is None:
+                calls[node] = call
+            else:
+                recorder.refuse(node.name, reason.reason)
     return calls
+
+
+def hazard(aliases: Aliases, call: AffineCall) -> Refusal | None:
+    """Why merging the call would change what other nodes read, or freeze what changes, if so."""
+    if aliases.others_see(call.node):
+        return Refusal("it overwrites a tensor that others read")
+    if changed := aliases.changed_constant(call.node):
+        return Refusal(f"the graph overwrites {changed.target}, which it reads")
+    return None
 
 
 def cheapest_cut(chain: Chain, model: CostModel) -> Cut:
     """The parts of least cost; of equal ones the part that merges less.
 
+    Numbers alone stay apart: nothing tells how many channels, of which dtype, they will meet.
     The cost of a part is weighed with the positions that its output has for each position of the
     chain's last output.
     """
@@ -116,6 +127,8 @@ def cheapest_cut(chain: Chain, model: CostModel) -> Cut:
     for start in reversed(range(size)):
         for length, merged in _prefixes(operators[start:]):
             end = start + length
+            if length > 1 and like_of(chain[start:end]) is None:
+                continue
             rest = operators[end:]
             own = chain_cost([merged, *rest], model) - chain_cost(rest, model)
             total = own + best[end][0]
@@ -125,8 +138,8 @@ def cheapest_cut(chain: Chain, model: CostModel) -> Cut:
     while bounds[-1] < size:
         bounds.append(best[bounds[-1]][1])
     spans = list(pairwise(bounds))
-    reasons = [_reason_apart(operators[a:b], operators[b:c]) for (a, b), (_, c) in pairwise(spans)]
-    return Cut(tuple(chain[a:b] for a, b in spans), tuple(reasons))
+    parts = tuple(chain[a:b] for a, b in spans)
+    return Cut(parts, tuple(_reason_apart(before, after) for before, after in pairwise(parts)))
 
 
 def _prefixes(operators: list[Operator]) -> Iterator[tuple[int, Operator]]:
@@ -141,9 +154,11 @@ def _prefixes(operators: list[Operator]) -> Iterator[tuple[int, Operator]]:
         yield size, merged
 
 
-def _reason_apart(before: list[Operator], after: list[Operator]) -> str:
+def _reason_apart(before: Chain, after: Chain) -> str:
     """Why two neighbouring parts stay apart: not exact, or not cheaper, with both figures."""
-    left, right = _fold(before), _fold(after)
+    if like_of((*before, *after)) is None:
+        return NUMBERS_ALONE
+    left, right = (_fold([on_meta(call.operator) for call in part]) for part in (before, after))
     merged = compose(left, right)
     if isinstance(merged, Refusal):
         return merged.reason

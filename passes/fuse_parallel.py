@@ -18,12 +18,13 @@ from torch.fx import GraphModule, Node
 from fxreduce.graph.affine import AffineCall, like_of, read_affine
 from fxreduce.graph.aliases import Aliases
 from fxreduce.graph.modules import to_module
-from fxreduce.graph.nodes import argument, is_inplace, operation
+from fxreduce.graph.nodes import argument, operation
 from fxreduce.graph.recorder import Recorder
 from fxreduce.operators.add import add
 from fxreduce.operators.affine import Operator, Refusal, identity, on_meta
 from fxreduce.operators.cost import CostModel, FlopsCost, multiply_adds
 from fxreduce.passes.base import PassResult
+from fxreduce.passes.fuse_chain import NUMBERS_ALONE, hazard
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,14 @@ def _hazard(graph_module: GraphModule, node: Node, calls: tuple[AffineCall, ...]
     for call in calls:
         if len(call.node.users) > 1:
             return Refusal(f"branch {call.node.name} has {len(call.node.users)} readers")
+    if like_of(calls) is None:
+        return Refusal(NUMBERS_ALONE)
     aliases = Aliases(graph_module)
-    writes = [node, *(call.node for call in calls)]
-    if any(is_inplace(graph_module, write) and aliases.others_see(write) for write in writes):
+    if aliases.others_see(node):
         return Refusal("it overwrites a tensor that others read")
+    for call in calls:
+        if reason := hazard(aliases, call):
+            return reason
     given = calls[0].input
     first = min((call.node for call in calls), key=aliases.place)
     if aliases.overwritten_between(given, first, node):

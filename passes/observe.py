@@ -26,7 +26,7 @@ from fxreduce.errors import CalibrationError
 from fxreduce.graph.layout import channel_axis
 from fxreduce.graph.nodes import module_of, shape_of
 from fxreduce.graph.recorder import Recorder
-from fxreduce.graph.rectifiers import Rectifier, Site, find_sites, parameters_of
+from fxreduce.graph.rectifiers import Rectifier, Site, find_sites, parameters_of, read_rectifier
 from fxreduce.passes.base import PassResult
 
 OBSERVERS = "fxreduce_observers"
@@ -50,13 +50,20 @@ class Observe:
 
     def run(self, graph_module: GraphModule) -> PassResult:
         recorder = Recorder(graph_module, self.name)
-        for number, site in enumerate(find_sites(recorder.graph_module)):
-            if self.sites is not None and site.name not in self.sites:
-                continue
-            observer = self._observer(recorder.graph_module, site)
+        # All observers are made before one takes a call's place, which the others' layouts follow
+        # from.
+        made = [
+            (site, self._observer(recorder.graph_module, site))
+            for site in find_sites(recorder.graph_module)
+            if self.sites is None or site.name in self.sites
+        ]
+        for number, (site, observer) in enumerate(made):
             path = f"{OBSERVERS}.{number}"
             why = f"observes the pre-activation of {site.name}"
-            seen = recorder.insert(path, observer, site.rectifier.input, site.node, why)
+            # Read anew, as it may be a rectifier whose place an observer has taken.
+            rectifier = read_rectifier(recorder.graph_module, site.node)
+            assert rectifier is not None  # as it was found above
+            seen = recorder.insert(path, observer, rectifier.input, site.node, why)
             if observer.replaces:
                 recorder.replace(site.node, seen, "the observer rectifies what it has in cache")
         return PassResult.of(recorder)

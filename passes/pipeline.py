@@ -49,10 +49,16 @@ def register_pass(rewrite: Pass) -> Pass:
     return rewrite
 
 
-def require_passes(disable: Collection[str]) -> None:
-    """Raise UnsupportedError where `disable` names something that is not a pass."""
+def as_disabled(disable: str | Collection[str]) -> frozenset[str]:
+    """The passes that `disable` names: one, or several.
+
+    Raises:
+        UnsupportedError: a name is not that of a pass that can be skipped.
+    """
+    disabled = frozenset((disable,) if isinstance(disable, str) else disable)
     names = pass_names((*PREPARE, *fusion(FlopsCost())))
-    if unknown := sorted(set(disable) - set(names)):
+    if unknown := sorted(map(repr, disabled.difference(names))):
         raise UnsupportedError(
             f"disable takes names of passes ({', '.join(names)}); seen: {', '.join(unknown)}"
         )
+    return disabled

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
-from fxreduce.graph.nodes import is_inplace
+from fxreduce.graph.nodes import is_inplace, write_target
 from fxreduce.graph.recorder import Recorder
 from fxreduce.passes.base import PassResult
 
@@ -30,8 +30,8 @@ class SingleAssignment:
         nodes = recorder.nodes
         place = {node: index for index, node in enumerate(nodes)}
         for node in nodes:
-            target = node.args[0] if node.args else None
-            if isinstance(target, Node) and is_inplace(recorder.graph_module, node):
+            target = write_target(recorder.graph_module, node)
+            if target is not None and is_inplace(recorder.graph_module, node):
                 later = [user for user in target.users if place[user] > place[node]]
                 recorder.reroute(target, node, later, f"{node.name} has overwritten it")
         return PassResult.of(recorder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from fxreduce.errors import CalibrationError
+from fxreduce.calibration.loader import Loader
+from fxreduce.errors import CalibrationError, first_line
+from fxreduce.graph.aliases import Aliases
+from fxreduce.graph.shapes import copied
 from fxreduce.progress import track
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -22,73 +25,74 @@ class Calibration:
     """Where calibration data come from and how a model is called on a batch.
 
     Attributes:
-        loader: an iterable of batches that can be iterated again and again.
+        loader: the batches.
         forward: calls the model on a batch.
         device: where batches are moved to, or None to leave them.
         progress: see `fxreduce.progress.track`.
-        skip: every how many batches one is left out, held out for checks; 0 leaves out none.
+        held_out: batches that are kept back for checks. They are kept in memory, as a loader that
+            shuffles would find others.
+        skip: every how many batches one is left out of measuring, as it is held out; 0: none.
+        overwritten: whether the model overwrites its input, so that it gets a copy.
     """
 
-    loader: Iterable[Any]
+    loader: Loader
     forward: Forward
     device: torch.device | None = None
     progress: bool | None = None
+    held_out: tuple[Any, ...] = ()
     skip: int = 0
+    overwritten: bool = False
 
     @classmethod
     def of(
         cls,
         graph_module: GraphModule,
-        loader: Iterable[Any],
+        loader: Loader,
         forward: Forward | None,
         progress: bool | None,
     ) -> Calibration:
-        """The calibration of a graph module. A loader that can be read only once is kept whole."""
-        try:
-            iterator = iter(loader)
-        except TypeError as error:
-            raise CalibrationError(
-                "the calibration loader must be an iterable of batches; seen: "
-                f"{type(loader).__name__}"
-            ) from error
-        kept = list(iterator) if iterator is loader else loader
-        tensor = next(iter(graph_module.parameters()), None)
+        """The calibration of a graph module, on its device."""
+        tensor = next(graph_module.parameters(), None)
         device = None if tensor is None else tensor.device
-        return cls(kept, forward or DefaultForward.of(graph_module), device, progress)
+        aliases = Aliases(graph_module)
+        inputs = graph_module.graph.find_nodes(op="placeholder")
+        return cls(
+            loader,
+            forward or DefaultForward.of(graph_module),
+            device,
+            progress,
+            overwritten=any(aliases.overwritten(node) is not None for node in inputs),
+        )
+
+    def first(self) -> Any:
+        """The first batch, for shapes and checks; the next reading begins with it."""
+        return to_device(self.loader.first(), self.device)
 
     def batches(self, description: str) -> Iterator[tuple[int, Any]]:
         """The batches to measure on, with their numbers, moved to the device."""
-        length = len(self.loader) if isinstance(self.loader, Sized) else None
+        total = self.loader.length()
         for number, batch in enumerate(
-            track(self.loader, description, total=length, progress=self.progress)
+            track(self.loader, description, total=total, progress=self.progress)
         ):
-            if not (self.skip and number % self.skip == self.skip - 1):
+            if not self._is_held_out(number):
                 yield number, to_device(batch, self.device)
 
-    def count(self) -> int:
-        """How many batches the loader has."""
-        if isinstance(self.loader, Sized):
-            return len(self.loader)
-        return sum(1 for _ in self.loader)
+    def hold_out(self, every: int) -> Calibration:
+        """This calibration with each `every`-th batch held out: at least one, if there are two."""
+        count = self.loader.count()
+        if count < 2:
+            return self
+        parted = replace(self, skip=min(every, count))
+        kept = [b for number, b in enumerate(self.loader) if parted._is_held_out(number)]
+        return replace(parted, held_out=tuple(kept))
 
-    def first(self) -> Any:
-        """The first batch, for shapes and checks."""
-        for _, batch in replace(self, progress=False, skip=0).batches("first batch"):
-            return batch
-        raise CalibrationError(
-            "calibration needs at least one batch; the loader yielded none. Pass a loader, a list "
-            "of batches or any iterable of them that is not exhausted"
-        )
+    def check_batches(self) -> Iterator[Any]:
+        """The batches held out; of a single one, which cannot be, that one."""
+        for batch in self.held_out or [self.loader.first()]:
+            yield to_device(batch, self.device)
 
-    def held_out(self) -> list[Any]:
-        """The batches that `skip` leaves out of measuring."""
-        if not self.skip:
-            return []
-        return [
-            to_device(batch, self.device)
-            for number, batch in enumerate(self.loader)
-            if number % self.skip == self.skip - 1
-        ]
+    def _is_held_out(self, number: int) -> bool:
+        return bool(self.skip) and number % self.skip == self.skip - 1
 
     def run(self, module: nn.Module, number: int, batch: Any) -> Any:
         """The module's output on a batch.
@@ -98,14 +102,13 @@ class Calibration:
         """
         try:
             with torch.no_grad():
-                return self.forward(module, batch)
+                return self.forward(module, copied(batch) if self.overwritten else batch)
         except CalibrationError:
             raise
         except Exception as error:  # whatever the model's own operators raise
-            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise CalibrationError(
                 f"the model does not run on batch {number} of shapes {describe(batch)}: "
-                f"{first_line}. Check the batch, or pass forward=(module, batch) -> output"
+                f"{first_line(error)}. Check the batch, or pass forward=(module, batch) -> output"
             ) from error
 
 

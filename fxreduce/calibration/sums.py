@@ -127,7 +127,7 @@ def block_moments(
         v = target
         if output is z and fill is not None:
             v = work.scratch(2, target)
-            fill(block, v)
+            fill(u, v)  # in the dtype of the sums, as v is
         elif fill is not None:
             fill(block, target)
         elif output is None:

@@ -1,4 +1,4 @@
-"""`fxreduce analyze` and `fxreduce reduce`: a model, images, and what the library says of them."""
+"""What `fxreduce demo`, `fxreduce analyze` and `fxreduce reduce` do with their arguments."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch
 
 import fxreduce
 from fxreduce.cli.data import Data, load_data
+from fxreduce.cli.demo import Settings, run
+from fxreduce.cli.demo_table import as_json, as_text
 from fxreduce.cli.models import LoadedModel, load_model
 from fxreduce.cli.saving import check_destination, save
 from fxreduce.cli.timing import median_latencies
@@ -70,6 +72,13 @@ class Inputs:
             "image_size": list(self.model.images.size),
             "calibration_images": len(self.data.calibration.indices),
         }
+
+
+def demo(arguments: argparse.Namespace) -> None:
+    """Run the demonstration and print its table."""
+    settings = Settings(seed=arguments.seed, fraction=arguments.fraction, quiet=arguments.quiet)
+    rows = run(settings)
+    print(json.dumps(as_json(rows, settings)) if arguments.json else as_text(rows, settings))
 
 
 def analyze(arguments: argparse.Namespace) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -21,7 +18,6 @@ from fxreduce.cli.macs import ptflops_macs
 from fxreduce.cli.networks import InvertedResidualNetwork, ResidualNetwork
 from fxreduce.cli.timing import median_latencies
 from fxreduce.cli.training import accuracy, train
-from fxreduce.report.table import table
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "residual": ResidualNetwork,
@@ -64,11 +60,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Row:
-    """One network reduced in one way.
-
-    Raises:
-        AssertionError: The report counts other multiply-adds than ptflops.
-    """
+    """One network reduced in one way."""
 
     network: str
     way: Way
@@ -76,23 +68,10 @@ class Row:
     before: Measured
     after: Measured
 
-    def __post_init__(self) -> None:
-        ours = self.report.macs_before, self.report.macs_after
-        theirs = self.before.macs, self.after.macs
-        if ours != theirs:
-            raise AssertionError(f"{self.network}: {ours} multiply-adds, {theirs} by ptflops")
-
     @property
     def ratio(self) -> float:
         """How many times as fast the reduced network is."""
         return self.before.seconds / self.after.seconds
-
-
-def demo(arguments: argparse.Namespace) -> None:
-    """Run the demonstration and print its table."""
-    settings = Settings(seed=arguments.seed, fraction=arguments.fraction, quiet=arguments.quiet)
-    rows = run(settings)
-    print(json.dumps(as_json(rows, settings)) if arguments.json else as_text(rows, settings))
 
 
 def run(settings: Settings) -> list[Row]:
@@ -139,10 +118,16 @@ def _network_rows(name: str, digits: Digits, settings: Settings) -> list[Row]:
             strict=True,
         )
     )
-    return [
+    rows = [
         Row(name, way, fxreduce.report(module), before, measured)
         for way, module, measured in zip(ways, reduced, after, strict=True)
     ]
+    for row in rows:
+        ours = row.report.macs_before, row.report.macs_after
+        theirs = row.before.macs, row.after.macs
+        if ours != theirs:
+            raise AssertionError(f"{name}: {ours} multiply-adds, but ptflops counts {theirs}")
+    return rows
 
 
 def _ways(settings: Settings) -> list[Way]:
@@ -166,74 +151,3 @@ def _reduce(network: nn.Module, digits: Digits, settings: Settings, way: Way) ->
 def _say(message: str, settings: Settings) -> None:
     if not settings.quiet:
         print(message, file=sys.stderr, flush=True)
-
-
-def as_json(rows: list[Row], settings: Settings) -> dict[str, Any]:
-    """The rows and what they were made with, ready for `json.dumps`."""
-    return {
-        "settings": asdict(settings),
-        "torch": torch.__version__,
-        "rows": [
-            asdict(row) | {"ratio": row.ratio, "report": json.loads(row.report.to_json())}
-            for row in rows
-        ],
-    }
-
-
-def as_text(rows: list[Row], settings: Settings) -> str:
-    """One table, how its figures were taken, and one sentence that sums it up."""
-    header = (
-        "network",
-        "budget",
-        "compensate",
-        "removed",
-        "operators",
-        "multiply-adds",
-        f"ms/{settings.latency_batch} images",
-        "faster",
-        "test accuracy",
-        "max error",
-    )
-    return "\n\n".join(
-        (table(header, [_cells(row) for row in rows], left=3), _notes(settings), _summary(rows))
-    )
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    report, before, after = row.report, row.before, row.after
-    return (
-        row.network,
-        row.way.label,
-        row.way.compensate if row.way.budget else "-",
-        f"{len(report.removed)}/{len(report.sites)}",
-        f"{report.operators_before} -> {report.operators_after}",
-        f"{before.macs / 1e6:.2f} -> {after.macs / 1e6:.2f} M",
-        f"{before.seconds * 1e3:.2f} -> {after.seconds * 1e3:.2f}",
-        f"{row.ratio:.2f}x",
-        f"{before.accuracy:.1%} -> {after.accuracy:.1%}",
-        f"{report.max_error:.0e}",
-    )
-
-
-def _notes(settings: Settings) -> str:
-    return "\n".join(
-        (
-            "removed        rectifiers deleted, of all; with none, only exact merging is left",
-            "operators      convolutions, linears, batch-norms and other affine operators",
-            "multiply-adds  of convolutions and linears for one image; ptflops counts the same",
-            f"ms             median of {settings.rounds} forwards taken in turns, eager, one thread",
-            "test accuracy  on digits that neither training nor fxreduce has seen; no retraining",
-            "max error      largest deviation of the merged from the unmerged graph, relative",
-        )
-    )
-
-
-def _summary(rows: list[Row]) -> str:
-    parts = [
-        f"the {row.network} network runs {row.ratio:.2f} times as fast with "
-        f"{len(row.report.removed)} of {len(row.report.sites)} rectifiers gone, at "
-        f"{row.after.accuracy:.1%} test accuracy instead of {row.before.accuracy:.1%}"
-        for row in rows
-        if row.way.budget == "auto" and row.way.compensate == "channel"
-    ]
-    return f"Under auto with channel, {', and '.join(parts)}."

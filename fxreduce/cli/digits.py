@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from fxreduce.cli.errors import missing_extra
 
-_TRAIN, _CALIBRATION = 1000, 300  # the other 497 are the test images
+_TRAIN, _CALIBRATION = 900, 500  # the other 397 are the test images
 _BRIGHTEST = 16.0
 
 

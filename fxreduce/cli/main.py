@@ -12,8 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fxreduce.cli.commands import analyze, reduce
-from fxreduce.cli.demo import demo
+from fxreduce.cli.commands import analyze, demo, reduce
 from fxreduce.errors import FxReduceError
 
 _MODEL = "torchvision:NAME, timm:NAME, or path/to/file.py:FACTORY, called without arguments"

@@ -25,7 +25,10 @@ class AffineCall:
     node: Node
     input: Node
     like: Tensor | None
-    """A tensor with the dtype, device and memory format of the call's weights, if it has any."""
+    """A tensor with the dtype, device and memory format of the call's weights, if it has any.
+
+    A single number has none: nor does it tell how many channels there are, other inputs may have
+    others than the example."""
 
 
 Reader = Callable[[GraphModule, Node], tuple[Operator, Node] | Refusal | None]
@@ -75,9 +78,10 @@ def read_affine(graph_module: GraphModule, node: Node) -> AffineCall | Refusal |
 
 
 def module_input(node: Node) -> Node | None:
-    """The tensor that a `call_module` node is called with."""
+    """The tensor that a `call_module` node is called with, where it is the only argument."""
     given = argument(node, 0, "input")
-    return given if isinstance(given, Node) and len(node.all_input_nodes) == 1 else None
+    alone = len(node.args) + len(node.kwargs) == 1
+    return given if isinstance(given, Node) and alone else None
 
 
 def like_of(calls: Iterable[AffineCall]) -> Tensor | None:
@@ -94,7 +98,7 @@ def _like(graph_module: GraphModule, node: Node, operator: Operator) -> Tensor |
     if module is not None:
         return next(chain(module.parameters(), module.buffers()), None)
     constants = (tensor_of(graph_module, given) for given in node.all_input_nodes)
-    return next((tensor for tensor in constants if tensor is not None), None)
+    return next((each for each in constants if each is not None and each.numel() > 1), None)
 
 
 def _find(graph_module: GraphModule, node: Node) -> Reader | None:

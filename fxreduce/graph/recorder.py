@@ -120,15 +120,17 @@ class Recorder:
     def _free_path(self, nodes: Sequence[Node]) -> str:
         """The path of the first module among `nodes` if nothing else uses it, or one like it."""
         others = [
-            str(node.target)
+            node
             for node in self.nodes
             if node.op in ("call_module", "get_attr")
             and node not in nodes
             and not (node.users and all(user in nodes for user in node.users))
         ]
-        hint = next((path for node in nodes if (path := _path(node))), "fused")
+        called = [node for node in others if node.op == "call_module"]
+        paths = [path for node in nodes if (path := _path(node)) and not _is_inside(path, called)]
+        hint = next(iter(paths), "fused")
         path, count = hint, 0
-        while any(f"{target}.".startswith(f"{path}.") for target in others):
+        while any(f"{node.target}.".startswith(f"{path}.") for node in others):
             count += 1
             path = f"{hint}_{count}"
         return path
@@ -148,6 +150,11 @@ def share(graph_module: GraphModule) -> GraphModule:
     copy = GraphModule(graph_module, deepcopy(graph_module.graph), type(graph_module).__name__)
     copy.meta = dict(graph_module.meta)
     return copy
+
+
+def _is_inside(path: str, calls: Sequence[Node]) -> bool:
+    """Whether one of the called modules holds the path, and would be changed by a module there."""
+    return any(path.startswith(f"{call.target}.") for call in calls)
 
 
 def _path(node: Node) -> str:

@@ -6,8 +6,9 @@ operator and their in-place forms follow from the name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from itertools import chain, count
 from typing import cast
 
 from torch import Tensor, nn
@@ -76,7 +77,7 @@ def register_rectifier(
     """Make fxreduce see calls of a rectifier of your own as sites.
 
     Args:
-        kind: its name in reports. Registering a kind again replaces what it was found by.
+        kind: its name in reports. Registering a kind again adds to what it is found by.
         modules: module classes. In a symbolic trace they must be leaves, or their forward must
             call one of `functions`.
         functions: Python functions that take the pre-activation first. Wrap them with
@@ -136,7 +137,7 @@ def read_rectifier(graph_module: GraphModule, node: Node) -> Rectifier | None:
 def _lookup(graph_module: GraphModule, node: Node) -> RectifierKind | None:
     module = module_of(graph_module, node)
     if module is not None:
-        return _kind_of_class(type(module))
+        return None if "forward" in vars(module) else _kind_of_class(type(module))
     if node.op == "call_function" and node.target in _REGISTRY.functions:
         return _REGISTRY.functions[cast(Callable[..., Tensor], node.target)]
     name = operation(node)
@@ -185,20 +186,24 @@ def find_sites(graph_module: GraphModule) -> tuple[Site, ...]:
     A site is named by the path of its rectifier module, or by the path of the module that calls a
     functional one and the rectifier's kind; later calls under one name get `#1`, `#2`, ...
     """
-    calls: dict[str, int] = {}
     sites = []
     # A site keeps its name when an earlier one of the same module is removed.
+    taken = {node.meta.get(SITE) for node in graph_module.graph.nodes}
     for node in graph_module.graph.nodes:
         rectifier = read_rectifier(graph_module, node)
         if rectifier is None:
             continue
         if SITE not in node.meta:
-            path = _site_path(rectifier)
-            index = calls.get(path, 0)
-            calls[path] = index + 1
-            node.meta[SITE] = f"{path}#{index}" if index else path
+            node.meta[SITE] = _free_name(_site_path(rectifier), taken)
+            taken.add(node.meta[SITE])
         sites.append(Site(node.meta[SITE], rectifier))
     return tuple(sites)
+
+
+def _free_name(path: str, taken: Collection[object]) -> str:
+    """The path, or the first of `path#1`, `path#2`, ... that is not taken."""
+    names = chain((path,), (f"{path}#{index}" for index in count(1)))
+    return next(name for name in names if name not in taken)
 
 
 def _site_path(rectifier: Rectifier) -> str:

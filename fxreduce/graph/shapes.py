@@ -10,7 +10,7 @@ from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from fxreduce.errors import CaptureError
+from fxreduce.errors import CaptureError, first_line
 from fxreduce.graph.nodes import SHAPE
 
 
@@ -27,6 +27,15 @@ def call(module: nn.Module, inputs: Any) -> Any:
     """The module's output on example inputs."""
     args, kwargs = unpack(inputs)
     return module(*args, **kwargs)
+
+
+def copied(inputs: Any, dtype: torch.dtype | None = None) -> Any:
+    """The inputs, copied, as a model may overwrite them; those in floating point in `dtype`."""
+    return pytree.tree_map_only(
+        torch.Tensor,
+        lambda t: t.to(dtype if dtype and t.is_floating_point() else t.dtype, copy=True),
+        inputs,
+    )
 
 
 class _Shapes(Interpreter):
@@ -79,5 +88,5 @@ def propagate_shapes(graph_module: GraphModule, run: Callable[[nn.Module], Any])
             run(_Interpreted(graph_module))
     except Exception as error:  # whatever the graph's own operators raise
         raise CaptureError(
-            f"the captured graph does not run on the example inputs: {error}"
+            f"the captured graph does not run on the example inputs: {first_line(error)}"
         ) from error

@@ -58,9 +58,9 @@ def as_cost(cost: str | CostModel) -> CostModel:
     Raises:
         UnsupportedError: the name is not known.
     """
-    if isinstance(cost, CostModel):
+    if isinstance(cost, CostModel) and not isinstance(cost, type):
         return cost
-    if cost in _NAMED:
+    if isinstance(cost, str) and cost in _NAMED:
         return _NAMED[cost]
     raise UnsupportedError(
         f"cost is a CostModel or one of {', '.join(map(repr, _NAMED))}; seen: {cost!r}"

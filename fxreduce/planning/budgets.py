@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from math import isnan, nan
+from numbers import Integral, Real
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from fxreduce.errors import PlanError
+from fxreduce.errors import CalibrationError, PlanError
 from fxreduce.planning.measure import SiteStatistics
 
 
@@ -59,6 +61,15 @@ class Budget(Protocol):
         ...
 
 
+def _is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a real number, Python's or NumPy's; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return _is_number(value) and isinstance(value, Integral)
+
+
 @dataclass(frozen=True)
 class Remove(Judge):
     """Remove `n` rectifiers."""
@@ -66,8 +77,10 @@ class Remove(Judge):
     n: int
 
     def __post_init__(self) -> None:
-        if self.n < 0:
-            raise PlanError(f"a budget removes 0 or more rectifiers; seen: {self.n}")
+        if not _is_whole(self.n) or self.n < 0:
+            raise PlanError(
+                f"a budget removes 0 or more rectifiers, a whole number of them; seen: {self.n!r}"
+            )
 
     def begin(self, context: Context) -> Judge:
         if self.n > context.sites:
@@ -88,10 +101,10 @@ class Fraction:
     f: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.f <= 1:
+        if not _is_number(self.f) or not 0 <= self.f <= 1:
             raise PlanError(
-                f"a fraction of the rectifiers lies between 0 and 1; seen: {self.f}. For a number "
-                "of rectifiers pass an int"
+                f"a fraction of the rectifiers lies between 0 and 1; seen: {self.f!r}. For a "
+                "number of rectifiers pass an int"
             )
 
     def begin(self, context: Context) -> Judge:
@@ -104,6 +117,10 @@ class EntropyBelow(Judge):
     """Remove rectifiers as long as the lowest entropy lies below `h` bits."""
 
     h: float
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.h) or not self.h >= 0:
+            raise PlanError(f"an entropy is a number of bits, 0 or more; seen: {self.h!r}")
 
     def begin(self, context: Context) -> Judge:  # noqa: ARG002
         return self
@@ -125,13 +142,34 @@ class MaxDrop:
     drop: float
     evaluate: Callable[[nn.Module], float]
 
-    def begin(self, context: Context) -> Judge:
-        return _DropJudge(self, self._value(context.original))
+    def __post_init__(self) -> None:
+        if not _is_number(self.drop) or not self.drop >= 0:
+            raise PlanError(f"a drop is a number, 0 or more; seen: {self.drop!r}")
+        if not callable(self.evaluate):
+            raise PlanError(
+                "MaxDrop's evaluate is a function (module) -> float, higher is better; seen: "
+                f"{self.evaluate!r}"
+            )
 
-    def _value(self, module: nn.Module) -> float:
-        value = float(self.evaluate(module))
-        if value != value:
-            raise PlanError("MaxDrop's evaluate(module) must return a number; it returned NaN")
+    def begin(self, context: Context) -> Judge:
+        return _DropJudge(self, self.value(context.original))
+
+    def value(self, module: nn.Module) -> float:
+        """What `evaluate` says of a module.
+
+        Raises:
+            PlanError: it is not a number.
+        """
+        returned = self.evaluate(module)
+        try:
+            value = float(returned)
+        except (TypeError, ValueError):
+            value = nan
+        if isnan(value):
+            raise PlanError(
+                "MaxDrop's evaluate(module) must return a number, higher is better; it returned "
+                f"{returned!r}"
+            )
         return value
 
 
@@ -141,11 +179,11 @@ class _DropJudge(Judge):
     original: float
 
     def after(self, candidate: GraphModule) -> str | None:
-        value = self.budget._value(candidate)
+        value = self.budget.value(candidate)
         if self.original - value <= self.budget.drop:
             return None
         return (
-            f"evaluate would fall from {self.original:.4g} to {value:.4g}, by more than "
+            f"without it evaluate falls from {self.original:.4g} to {value:.4g}, by more than "
             f"{self.budget.drop:g}"
         )
 
@@ -161,8 +199,8 @@ class Fidelity:
     min_agreement: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_agreement <= 1:
-            raise PlanError(f"an agreement lies between 0 and 1; seen: {self.min_agreement}")
+        if not _is_number(self.min_agreement) or not 0 <= self.min_agreement <= 1:
+            raise PlanError(f"an agreement lies between 0 and 1; seen: {self.min_agreement!r}")
 
     def begin(self, context: Context) -> Judge:
         expected = _predictions(context.outputs(context.original))
@@ -181,7 +219,7 @@ class _FidelityJudge(Judge):
         if agreement >= self.min_agreement:
             return None
         return (
-            f"predictions would agree with the original's on {agreement:.2%} of {same.numel()}, "
+            f"without it {agreement:.2%} of {same.numel()} predictions are the original's, "
             f"below {self.min_agreement:.2%}"
         )
 
@@ -208,6 +246,11 @@ def _argmax(output: Any) -> Tensor:
             f"scores of at least two classes; seen: {seen}. Use MaxDrop(drop, evaluate) or a "
             "number of rectifiers"
         )
+    if not bool(scores.isfinite().all()):
+        raise CalibrationError(
+            "Fidelity (budget 'auto') compares predictions, so that the scores must be finite; on "
+            "a held-out calibration batch there are NaN or infinity among them. Check the data"
+        )
     return scores.argmax(axis)
 
 
@@ -225,13 +268,13 @@ def as_budget(budget: object) -> Budget:
     Raises:
         PlanError: it is none of these.
     """
-    if isinstance(budget, int) and not isinstance(budget, bool):
-        return Remove(budget)
-    if isinstance(budget, float):
-        return Fraction(budget)
+    if _is_whole(budget):
+        return Remove(int(budget))
+    if _is_number(budget):
+        return Fraction(float(budget))
     if isinstance(budget, str) and budget in _NAMED:
         return _NAMED[budget]
-    if isinstance(budget, Budget):
+    if isinstance(budget, Budget) and not isinstance(budget, type):
         return budget
     raise PlanError(
         "a budget is an int (rectifiers), a float (fraction of them), a Budget or one of "

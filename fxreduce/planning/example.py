@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxreduce.calibration.batches import DefaultForward
 from fxreduce.errors import CaptureError
-from fxreduce.graph.shapes import propagate_shapes
+from fxreduce.graph.shapes import copied, propagate_shapes
 
 Forward = Callable[[nn.Module, Any], Any]
 # Merges are checked in float64; a few samples show a wrong one as well as many.
@@ -28,7 +28,7 @@ class Example:
     forward: Forward
 
     def run(self, module: nn.Module) -> Any:
-        return self.forward(module, self.batch)
+        return self.forward(module, copied(self.batch))
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def as_importance(importance: str | Importance) -> Importance:
     """
     if callable(importance):
         return importance
-    if importance in _NAMED:
+    if importance in tuple(_NAMED):  # compared, as what is no name may not be hashable
         return _NAMED[importance]
     raise PlanError(
         f"importance is a callable or one of {', '.join(map(repr, _NAMED))}; seen: {importance!r}"

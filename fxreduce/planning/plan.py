@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from fxreduce.errors import PlanError
+from fxreduce.errors import PlanError, first_line
 from fxreduce.files import write_atomically
 from fxreduce.graph.capture import Model, capture
 from fxreduce.graph.recorder import RefusedRewrite
@@ -145,8 +145,11 @@ class Plan:
             )
         try:
             return cls(**_decode(content))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise PlanError(f"{path} is a damaged plan: {error}") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanError(
+                f"{path} is a damaged plan: {first_line(error)}. Make it again with "
+                "fxreduce.analyze(...).plan(...)"
+            ) from error
 
 
 def _write(path: Path, text: str) -> None:

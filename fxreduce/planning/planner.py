@@ -1,10 +1,15 @@
-"""Making a plan: the least important site goes first, and all are measured again after it."""
+"""Making a plan: the least important site goes first, and all are measured again after it.
+
+A site whose removal the budget does not bear is kept, and the next one is tried: entropy orders the
+sites, what they cost decides.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from math import isnan, nan
 from typing import Any
 
 from torch import nn
@@ -19,17 +24,17 @@ from fxreduce.operators.cost import CostModel, as_cost
 from fxreduce.passes.base import run_pipeline
 from fxreduce.passes.linearise import Linearise
 from fxreduce.passes.pipeline import PREPARE
-from fxreduce.planning.budgets import Budget, Context, as_budget
+from fxreduce.planning.budgets import Budget, Context, Judge, as_budget
 from fxreduce.planning.example import Example, InputSpec
 from fxreduce.planning.fingerprint import fingerprint
 from fxreduce.planning.importance import Importance, as_importance
-from fxreduce.planning.measure import measure
+from fxreduce.planning.measure import SiteStatistics, measure
 from fxreduce.planning.plan import Plan, Step
 from fxreduce.planning.regions import regions
 
 COMPENSATIONS = ("identity", "channel")
-# One batch in five is held out, so that a budget is not judged on what the fit has seen.
-HELD_OUT_EVERY = 5
+# One batch in three is held out, so that a budget is not judged on what the fit has seen.
+HELD_OUT_EVERY = 3
 
 
 @dataclass(frozen=True)
@@ -93,59 +98,105 @@ def make_plan(
     Raises:
         PlanError: the budget or a name does not fit the model.
     """
-    current = run_pipeline(graph_module, PREPARE).graph_module
-    names = [site.name for site in find_sites(current)]
-    candidates = selected(names, options)
-    calibration = hold_out(calibration)
-    judge = options.budget.begin(
-        Context(current, len(candidates), lambda module: _outputs(calibration, module))
-    )
-    entropies: dict[str, float] = {}
-    steps: list[Step] = []
-    maps: dict[str, ScaleShift] = {}
-    refusals: list[RefusedRewrite] = []
-    stopped = "no site is left"
-    while candidates:
-        if (reason := judge.enough(len(steps))) is not None:
-            stopped = reason
-            break
-        measured = measure(
-            current,
-            calibration,
-            entropy=options.entropy,
-            moments=options.compensate == "channel",
-            sites=candidates if entropies else names,
-            axes=options.axes,
-        ).sites
-        entropies |= {name: site.entropy for name, site in measured.items()}
-        chosen = min((measured[name] for name in candidates), key=options.importance)
-        if (reason := judge.before(chosen)) is not None:
-            stopped = reason
-            break
-        fit = {chosen.name: chosen.affine_fit()} if options.compensate == "channel" else {}
-        trial = Linearise((chosen.name,), fit).run(current)
-        candidates.remove(chosen.name)
-        if trial.refusals:
-            refusals.extend(trial.refusals)
-            continue
-        if (reason := judge.after(trial.graph_module)) is not None:
-            stopped = f"without {chosen.name}, {reason}"
-            break
-        steps.append(Step(chosen.name, chosen.entropy, float(options.importance(chosen))))
-        maps |= fit
-        current = trial.graph_module
+    search = _Search.begin(graph_module, calibration, options)
+    stopped = search.run()
     return Plan(
-        steps=tuple(steps),
-        regions=regions(graph_module, [step.site for step in steps]),
+        steps=tuple(search.steps),
+        regions=regions(graph_module, [step.site for step in search.steps]),
         compensate=options.compensate,
         stopped=stopped,
-        entropies=entropies,
+        entropies=search.entropies,
         architecture=fingerprint(graph_module),
         cost=options.cost,
-        maps=maps,
-        refusals=tuple(refusals),
+        maps=search.maps,
+        refusals=tuple(search.refusals),
         inputs=InputSpec.of(example),
     )
+
+
+@dataclass
+class _Search:
+    """The greedy search while it runs: the graph as far as it is reduced, and what is left."""
+
+    current: GraphModule
+    calibration: Calibration
+    options: Options
+    judge: Judge
+    names: list[str]
+    candidates: list[str]
+    entropies: dict[str, float] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+    maps: dict[str, ScaleShift] = field(default_factory=dict)
+    refusals: list[RefusedRewrite] = field(default_factory=list)
+
+    @classmethod
+    def begin(
+        cls, graph_module: GraphModule, calibration: Calibration, options: Options
+    ) -> _Search:
+        current = run_pipeline(graph_module, PREPARE).graph_module
+        names = [site.name for site in find_sites(current)]
+        candidates = selected(names, options)
+        calibration = calibration.hold_out(HELD_OUT_EVERY)
+        judge = options.budget.begin(
+            Context(current, len(candidates), lambda module: _outputs(calibration, module))
+        )
+        return cls(current, calibration, options, judge, names, candidates)
+
+    def run(self) -> str:
+        """Remove sites until something ends it; returns what did."""
+        while self.candidates:
+            if (reason := self.judge.enough(len(self.steps))) is not None:
+                return reason
+            measured = self._measure()
+            order = sorted((measured[name] for name in self.candidates), key=self._importance)
+            for site in order:
+                if (reason := self.judge.before(site)) is not None:
+                    return reason
+                self.candidates.remove(site.name)
+                if self._remove(site):
+                    break
+        return "no site is left to try"
+
+    def _measure(self) -> Mapping[str, SiteStatistics]:
+        """The sites as they are now; the first time those that shall not be removed, too."""
+        measured = measure(
+            self.current,
+            self.calibration,
+            entropy=self.options.entropy,
+            moments=self.options.compensate == "channel",
+            sites=self.candidates if self.entropies else self.names,
+            axes=self.options.axes,
+        ).sites
+        self.entropies |= {name: site.entropy for name, site in measured.items()}
+        return measured
+
+    def _remove(self, site: SiteStatistics) -> bool:
+        """Try to remove a site. A refusal is final: later removals only add to the damage."""
+        fit = {site.name: site.affine_fit()} if self.options.compensate == "channel" else {}
+        trial = Linearise((site.name,), fit).run(self.current)
+        if trial.refusals:
+            self.refusals.extend(trial.refusals)
+            return False
+        if (reason := self.judge.after(trial.graph_module)) is not None:
+            self.refusals.append(RefusedRewrite(site.name, reason, Linearise.name))
+            return False
+        self.steps.append(Step(site.name, site.entropy, self._importance(site)))
+        self.maps |= fit
+        self.current = trial.graph_module
+        return True
+
+    def _importance(self, site: SiteStatistics) -> float:
+        returned = self.options.importance(site)
+        try:
+            value = float(returned)
+        except (TypeError, ValueError):
+            value = nan
+        if isnan(value):
+            raise PlanError(
+                "an importance is a number for every site, the least goes first; for "
+                f"{site.name} it is {returned!r}"
+            )
+        return value
 
 
 def selected(names: Collection[str], options: Options) -> list[str]:
@@ -169,17 +220,11 @@ def selected(names: Collection[str], options: Options) -> list[str]:
     ]
 
 
-def hold_out(calibration: Calibration) -> Calibration:
-    """The calibration with some of its batches held out; of a single one nothing can be."""
-    batches = calibration.count()
-    return replace(calibration, skip=min(batches, HELD_OUT_EVERY) if batches > 1 else 0)
-
-
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _outputs(calibration: Calibration, module: nn.Module) -> list[Any]:
-    """The module's outputs on the held-out batches, or on the only one that there is."""
-    batches = calibration.held_out() or [calibration.first()]
-    return [calibration.run(module, number, batch) for number, batch in enumerate(batches)]
+    """The module's outputs on the batches that checks are made on."""
+    batches = enumerate(calibration.check_batches())
+    return [calibration.run(module, number, batch) for number, batch in batches]

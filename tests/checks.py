@@ -1,0 +1,65 @@
+"""Comparisons that the tests share: outputs, and models before and after."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from fxreduce.graph.compare import difference
+
+RELATIVE = 1e-9
+
+
+def assert_close(expected: Any, seen: Any, relative: float = RELATIVE) -> None:
+    """Equal structure, shapes and dtypes, and values up to a share of the largest one."""
+    with torch.no_grad():
+        apart = difference(expected, seen)
+    assert apart.max_rel <= relative, apart
+    if isinstance(expected, Tensor):
+        assert expected.dtype == seen.dtype
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """The model in eval mode and float64, with batch-norm statistics that change something."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for name in ("running_mean", "running_var", "weight", "bias"):
+                tensor = getattr(module, name)
+                if tensor is not None:
+                    tensor.detach().copy_(torch.rand_like(tensor) + 0.5)
+    return model.double().eval()
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    """All that a rewrite could change of a model: tensors, modes, hooks, structure, code."""
+    return {
+        "tensors": {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        "identities": {
+            name: (id(parameter), parameter.requires_grad, parameter._version)
+            for name, parameter in model.named_parameters(remove_duplicate=False)
+        },
+        "modes": {name: module.training for name, module in model.named_modules()},
+        "hooks": {
+            name: (dict(module._forward_hooks), dict(module._forward_pre_hooks))
+            for name, module in model.named_modules()
+        },
+        "classes": {name: type(module) for name, module in model.named_modules()},
+        "code": {
+            name: (module.code, [(node.name, dict(node.meta)) for node in module.graph.nodes])
+            for name, module in model.named_modules()
+            if isinstance(module, GraphModule)
+        },
+    }
+
+
+def assert_unchanged(model: nn.Module, before: dict[str, Any]) -> None:
+    """The model is bit for bit what `state` saw."""
+    after = state(model)
+    tensors, expected = after.pop("tensors"), dict(before)
+    for name, tensor in expected.pop("tensors").items():
+        assert torch.equal(tensor, tensors.pop(name)), name
+    assert not tensors
+    assert after == expected
