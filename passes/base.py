@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
+from torch import Tensor
 from torch.fx import GraphModule
 
 from fxreduce.errors import EquivalenceError
@@ -70,7 +71,7 @@ def run_pipeline(
 
     Args:
         disable: names of passes to skip.
-        check: called after each pass, also after one that records no edit.
+        check: called after each pass that changed something, whether it records that or not.
 
     Raises:
         EquivalenceError: from `check`, or a pass left a graph that is not well-formed.
@@ -107,9 +108,22 @@ def _run(graph_module: GraphModule, each: Pass, check: Check | None) -> PassResu
         raise EquivalenceError(
             f"pass {each.name!r} left a malformed graph: {str(error).splitlines()[0]}"
         ) from error
-    if check is not None:
+    if check is not None and (result.modified or _may_differ(graph_module, result.graph_module)):
         check(result.graph_module, each)
     return result
+
+
+def _may_differ(before: GraphModule, after: GraphModule) -> bool:
+    """Whether a pass that records no edit may have changed what the graph computes all the same."""
+    if after is before or after.code != before.code:
+        return True
+    mine, theirs = (list(map(id, _tensors(module))) for module in (before, after))
+    return mine != theirs
+
+
+def _tensors(graph_module: GraphModule) -> Iterator[Tensor]:
+    yield from graph_module.parameters()
+    yield from graph_module.buffers()
 
 
 def _repeat(

@@ -23,6 +23,7 @@ from torch.fx import GraphModule, Node
 from fxreduce.graph.affine import AffineCall, like_of, read_affine
 from fxreduce.graph.aliases import Aliases
 from fxreduce.graph.modules import to_module
+from fxreduce.graph.nodes import label
 from fxreduce.graph.recorder import Recorder
 from fxreduce.operators.affine import Conv, Operator, Refusal, on_meta
 from fxreduce.operators.compose import compose
@@ -55,7 +56,7 @@ class FuseChain:
         for chain in reversed(list(find_chains(recorder))):
             cut = cheapest_cut(chain, self.cost)
             for before, after, reason in zip(cut.parts, cut.parts[1:], cut.reasons, strict=False):
-                recorder.refuse(f"{before[-1].node.name} → {after[0].node.name}", reason)
+                recorder.refuse(f"{label(before[-1].node)} → {label(after[0].node)}", reason)
             for part in reversed(cut.parts):
                 if len(part) > 1:
                     _replace(recorder, part)
@@ -72,9 +73,9 @@ def find_chains(recorder: Recorder) -> Iterator[Chain]:
         if before is None:
             continue
         if len(before.node.users) > 1:
-            names = ", ".join(sorted(user.name for user in before.node.users))
+            names = ", ".join(sorted(label(user) for user in before.node.users))
             recorder.refuse(
-                f"{before.node.name} → {call.node.name}",
+                f"{label(before.node)} → {label(call.node)}",
                 f"the first one's output has {len(before.node.users)} readers: {names}",
             )
             continue
@@ -95,13 +96,13 @@ def _readable_calls(recorder: Recorder) -> dict[Node, AffineCall]:
     for node in recorder.nodes:
         call = read_affine(graph_module, node)
         if isinstance(call, Refusal):
-            recorder.refuse(node.name, call.reason)
+            recorder.refuse(label(node), call.reason)
         elif call is not None:
             reason = hazard(aliases, call)
             if reason is None:
                 calls[node] = call
             else:
-                recorder.refuse(node.name, reason.reason)
+                recorder.refuse(label(node), reason.reason)
     return calls
 
 
@@ -183,7 +184,7 @@ def _fold(operators: list[Operator]) -> Operator:
 
 
 def _replace(recorder: Recorder, part: Chain) -> None:
-    names = ", ".join(call.node.name for call in part)
+    names = ", ".join(label(call.node) for call in part)
     recorder.merge(
         [call.node for call in part],
         part[0].input,

@@ -18,7 +18,7 @@ from torch.fx import GraphModule, Node
 from fxreduce.graph.affine import AffineCall, like_of, read_affine
 from fxreduce.graph.aliases import Aliases
 from fxreduce.graph.modules import to_module
-from fxreduce.graph.nodes import argument, operation
+from fxreduce.graph.nodes import argument, label, operation
 from fxreduce.graph.recorder import Recorder
 from fxreduce.operators.add import add
 from fxreduce.operators.affine import Operator, Refusal, identity, on_meta
@@ -106,7 +106,7 @@ def _hazard(graph_module: GraphModule, node: Node, calls: tuple[AffineCall, ...]
     """Why merging would change what other nodes read, if it would."""
     for call in calls:
         if len(call.node.users) > 1:
-            return Refusal(f"branch {call.node.name} has {len(call.node.users)} readers")
+            return Refusal(f"branch {label(call.node)} has {len(call.node.users)} readers")
     if like_of(calls) is None:
         return Refusal(NUMBERS_ALONE)
     aliases = Aliases(graph_module)
@@ -118,7 +118,7 @@ def _hazard(graph_module: GraphModule, node: Node, calls: tuple[AffineCall, ...]
     given = calls[0].input
     first = min((call.node for call in calls), key=aliases.place)
     if aliases.overwritten_between(given, first, node):
-        return Refusal(f"{given.name} is overwritten in place between the branches")
+        return Refusal(f"{label(given)} is overwritten in place between the branches")
     return None
 
 
@@ -131,5 +131,5 @@ def _replace(recorder: Recorder, branches: Branches) -> None:
         nodes,
         branches.input,
         to_module(merged, like_of(branches.calls)),
-        f"one operator instead of {', '.join(node.name for node in nodes)}",
+        f"one operator instead of {', '.join(label(node) for node in nodes)}",
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import ClassVar
 
 from torch import Tensor
@@ -20,6 +21,7 @@ from torch.fx import GraphModule
 
 from fxreduce.graph.aliases import Aliases
 from fxreduce.graph.modules import to_module
+from fxreduce.graph.nodes import label
 from fxreduce.graph.recorder import Recorder
 from fxreduce.graph.rectifiers import Rectifier, Site, find_sites
 from fxreduce.operators.affine import Refusal, ScaleShift
@@ -67,16 +69,17 @@ def hazard(graph_module: GraphModule, rectifier: Rectifier) -> Refusal | None:
     if rectifier.inplace:
         if seen := aliases.others_see(rectifier.node):
             return Refusal(
-                f"it works in place, and {seen[0].name} shares memory with what it overwrites"
+                f"it works in place, and {label(seen[0])} shares memory with what it overwrites"
             )
         return None
     later = aliases.overwritten(rectifier.node)
     if later is None or aliases.is_private(rectifier.input, rectifier.node):
         return None
     return Refusal(
-        f"{later.name} overwrites its output in place, and would overwrite its input instead"
+        f"{label(later)} overwrites its output in place, and would overwrite its input instead"
     )
 
 
 def _like(graph_module: GraphModule) -> Tensor | None:
-    return next((p for p in graph_module.parameters() if p.is_floating_point()), None)
+    tensors = chain(graph_module.parameters(), graph_module.buffers())
+    return next((tensor for tensor in tensors if tensor.is_floating_point()), None)

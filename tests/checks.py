@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule, Interpreter, Node
 
+from fxreduce.graph.affine import AffineCall, read_affine
 from fxreduce.graph.compare import difference
+from fxreduce.operators.affine import Operator, Refusal, apply, in_double
 
 RELATIVE = 1e-9
 
@@ -63,3 +65,43 @@ def assert_unchanged(model: nn.Module, before: dict[str, Any]) -> None:
         assert torch.equal(tensor, tensors.pop(name)), name
     assert not tensors
     assert after == expected
+
+
+class _Values(Interpreter):
+    """Runs a graph and keeps, for each affine call, what it was given and what it returned."""
+
+    def __init__(self, graph_module: GraphModule) -> None:
+        super().__init__(graph_module)
+        self.calls: list[tuple[AffineCall, Tensor, Tensor]] = []
+
+    def run_node(self, n: Node) -> Any:
+        call = read_affine(self.module, n)
+        # An in-place node overwrites what it is given.
+        given = self.env[call.input].clone() if isinstance(call, AffineCall) else None
+        value = super().run_node(n)
+        if isinstance(call, AffineCall) and given is not None:
+            self.calls.append((call, given, value.clone()))
+        return value
+
+
+def calling(module: nn.Module) -> GraphModule:
+    """A graph that calls the module as `op`, whatever a tracer would do with it."""
+    graph = Graph()
+    graph.output(graph.call_module("op", (graph.placeholder("x"),)))
+    return GraphModule({"op": module.eval()}, graph)
+
+
+def read_operators(graph_module: GraphModule, *inputs: Tensor) -> list[Operator]:
+    """The operators that are read in a graph, each held to what its node computes."""
+    run = _Values(graph_module)
+    with torch.no_grad():
+        run.run(*(each.clone() for each in inputs))
+    for call, given, value in run.calls:
+        assert_close(value.double(), apply(in_double(call.operator), given.double()), 1e-6)
+    return [call.operator for call, _, _ in run.calls]
+
+
+def refusals(graph_module: GraphModule) -> dict[str, str]:
+    """Why nodes that are affine cannot be merged, by their names."""
+    read = {node.name: read_affine(graph_module, node) for node in graph_module.graph.nodes}
+    return {name: each.reason for name, each in read.items() if isinstance(each, Refusal)}

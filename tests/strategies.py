@@ -7,9 +7,12 @@ from itertools import product
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
+from checks import randomised
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
-from torch import Tensor
+from networks import Network, Step, call
+from torch import Tensor, nn
 
 from fxreduce.operators.affine import Conv, Operator, ScaleShift
 
@@ -150,3 +153,120 @@ def _windows(growth: int) -> Sequence[tuple[int, int, int]]:
         if twice >= 0 and twice % 2 == 0:
             found.append((kernel, dilation, twice // 2))
     return found
+
+
+@st.composite
+def layers(draw: DrawFn, shape: Sequence[int], *, affine: bool = False) -> nn.Module:
+    """A layer for values of a shape (N, C, ...); an affine one if so asked."""
+    channels, rank = shape[1], len(shape) - 2
+    kinds = ["dense", "norm", "linear"] if affine else ["dense", "norm", "act", "linear", "other"]
+    kind = draw(st.sampled_from(kinds))
+    if kind == "act":
+        act = draw(st.sampled_from((nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU)))
+        return act(inplace=draw(st.booleans()))
+    if kind == "other":
+        return draw(st.sampled_from((nn.Identity(), nn.Dropout(), nn.GELU(), nn.PReLU(channels))))
+    if kind == "linear" or (rank == 0 and kind == "dense"):
+        width = draw(st.sampled_from((shape[-1], channels, 3)))
+        return nn.Linear(shape[-1], width, bias=draw(st.booleans()))
+    if kind == "norm":
+        norm = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d)[rank]
+        return randomised(norm(channels, affine=draw(st.booleans())))
+    groups, width = draw(groups_and_width(channels))
+    kernel = draw(st.sampled_from((1, 1, 3, 2)))
+    return (nn.Conv1d, nn.Conv2d)[rank - 1](
+        channels,
+        width,
+        kernel,
+        draw(st.sampled_from((1, 1, 2))),
+        draw(st.sampled_from((0, kernel // 2))),
+        groups=groups,
+        bias=draw(st.booleans()),
+        padding_mode=draw(st.sampled_from(("zeros", "zeros", "zeros", "reflect", "circular"))),
+    )
+
+
+@st.composite
+def networks(draw: DrawFn, length: int = 10) -> tuple[Network, Tensor]:
+    """A random network and an input: chains, branches, skips, shared modules, in-place calls."""
+    rank = draw(st.sampled_from((2, 2, 2, 1, 0)))
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    x = torch.randn(2, draw(st.sampled_from((2, 3, 4))), *(6, 5)[:rank], dtype=torch.float64)
+    net, values = Network(), [x.clone()]
+    for _ in range(draw(st.integers(1, length))):
+        draw(st.sampled_from((_layer, _layer, _layer, _layer, _reuse, _arithmetic, _join)))(
+            draw, net, values
+        )
+    extra = draw(st.lists(st.integers(0, len(values) - 1), max_size=1))
+    net.returned = (-1, *extra)
+    return net.double().eval(), x
+
+
+def _place(draw: DrawFn, values: list[Tensor]) -> int:
+    """Mostly the latest value, so that chains grow; sometimes an earlier one."""
+    latest = len(values) - 1
+    return draw(st.sampled_from((latest, latest, latest, draw(st.integers(0, latest)))))
+
+
+def _layer(draw: DrawFn, net: Network, values: list[Tensor]) -> None:
+    place = _place(draw, values)
+    name = net.keep(draw(layers(values[place].shape)))
+    net.extend(call(name, place), values, f"{len(values)}: {getattr(net, name)} on {place}")
+
+
+def _reuse(draw: DrawFn, net: Network, values: list[Tensor]) -> None:
+    """Call a module once more, or one that shares its weight, where it fits."""
+    if not net._modules:
+        return
+    name, place = draw(st.sampled_from(sorted(net._modules))), _place(draw, values)
+    module = getattr(net, name)
+    if isinstance(module, nn.Conv2d) and draw(st.booleans()):
+        tied = type(module)(1, 1, 1)
+        tied.__dict__.update({k: v for k, v in module.__dict__.items() if k[0] != "_"})
+        tied.weight, tied.bias = module.weight, None
+        name = net.keep(tied)
+    net.extend(call(name, place), values, f"{len(values)}: {name} again on {place}")
+
+
+def _arithmetic(draw: DrawFn, net: Network, values: list[Tensor]) -> None:
+    """A functional rectifier or batch-norm, a constant per channel, a number, a view."""
+    place = _place(draw, values)
+    channels, rank = values[place].shape[1], values[place].dim() - 2
+    gain = nn.Parameter(torch.rand(channels, *(1,) * rank) + 0.5, requires_grad=False)
+    name = net.keep(nn.ParameterList([gain]))
+    steps: dict[str, Step] = {
+        "relu": lambda net, v: F.relu(v[place]),
+        "relu_": lambda net, v: F.relu(v[place], inplace=True),
+        "leaky_relu_": lambda net, v: F.leaky_relu_(v[place]),
+        "gain": lambda net, v: v[place] * getattr(net, name)[0],
+        "offset": lambda net, v: getattr(net, name)[0] - v[place],
+        "gain_": lambda net, v: v[place].mul_(getattr(net, name)[0]),
+        "number": lambda net, v: v[place] * 0.5,
+        "number_": lambda net, v: v[place].add_(0.25),
+        "quotient": lambda net, v: v[place] / 3,
+        "norm": lambda net, v: F.batch_norm(
+            v[place], getattr(net, name)[0].flatten(), getattr(net, name)[0].flatten()
+        ),
+        "view": lambda net, v: v[place].transpose(-1, 0).transpose(-1, 0),
+        "pool": lambda net, v: F.max_pool2d(v[place], 2, 1),
+        "flatten": lambda net, v: v[place].flatten(1),
+    }
+    kind = draw(st.sampled_from(sorted(steps)))
+    net.extend(steps[kind], values, f"{len(values)}: {kind} of {place}")
+
+
+def _join(draw: DrawFn, net: Network, values: list[Tensor]) -> None:
+    """A branch over an earlier value, added to its like or to the value itself, or a cat."""
+    place = _place(draw, values)
+    for _ in range(draw(st.integers(0, 2))):
+        name = net.keep(draw(layers(values[place].shape, affine=True)))
+        net.extend(call(name, place), values, f"{len(values)}: {getattr(net, name)} on {place}")
+    left, right = _place(draw, values), draw(st.integers(0, len(values) - 1))
+    steps: dict[str, Step] = {
+        "sum": lambda net, v: v[left] + v[right],
+        "torch.add": lambda net, v: torch.add(v[left], v[right]),
+        "add_": lambda net, v: v[left].add_(v[right]),
+        "cat": lambda net, v: torch.cat((v[left], v[right]), 1),
+    }
+    kind = draw(st.sampled_from(sorted(steps)))
+    net.extend(steps[kind], values, f"{len(values)}: {kind} of {left} and {right}")

@@ -80,15 +80,15 @@ class Calibration:
     def hold_out(self, every: int) -> Calibration:
         """This calibration with each `every`-th batch held out: at least one, if there are two."""
         count = self.loader.count()
-        if count < 2:
-            return self
+        if count < 2:  # then it serves for both
+            return replace(self, held_out=(self.loader.first(),))
         parted = replace(self, skip=min(every, count))
         kept = [b for number, b in enumerate(self.loader) if parted._is_held_out(number)]
         return replace(parted, held_out=tuple(kept))
 
     def check_batches(self) -> Iterator[Any]:
-        """The batches held out; of a single one, which cannot be, that one."""
-        for batch in self.held_out or [self.loader.first()]:
+        """The batches held out, moved to the device."""
+        for batch in self.held_out:
             yield to_device(batch, self.device)
 
     def _is_held_out(self, number: int) -> bool:

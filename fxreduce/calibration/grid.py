@@ -78,7 +78,7 @@ class Grid:
         """The blocks of a tensor of this layout: views of it, [T, at most step, W]."""
         if self.moved_axis is not None:
             x = x.movedim(self.moved_axis, -1)
-        return torch.split(x.view(self.shape), self.step, 1)
+        return self._split(x.view(self.shape))
 
     def room(self, kinds: int, dtype: torch.dtype) -> Tensor:
         """Room for the reduced numbers of several kinds, [kinds, ...]."""
@@ -89,7 +89,7 @@ class Grid:
 
     def cells(self, numbers: Tensor) -> tuple[Tensor, ...]:
         """Where each block's numbers go in the room of one kind."""
-        return torch.split(numbers, self.step, 1) if self.by_row else numbers.unbind()
+        return self._split(numbers) if self.by_row else numbers.unbind()
 
     def per_block(self, channels: Tensor) -> tuple[Tensor, ...]:
         """A number per channel, [C], as what broadcasts against each block."""
@@ -98,11 +98,18 @@ class Grid:
         if not self.by_row:
             return (channels.repeat_interleave(inner),) * -(-length // self.step)
         rows = channels.view(1, count, 1).expand(outer, count, inner)
-        return torch.split(rows.reshape(parts, length, 1), self.step, 1)
+        return self._split(rows.reshape(parts, length, 1))
 
     def per_channel(self, numbers: Tensor) -> Tensor:
-        """The reduced numbers of several kinds, summed per channel: float64 [kinds, C]."""
-        return numbers.view(-1, *self.fold).sum((1, 3), dtype=torch.float64)
+        """The reduced numbers of several batches, summed per channel: float64 [batches, C]."""
+        return numbers.reshape(-1, *self.fold).double().sum((1, 3))
+
+    def _split(self, x: Tensor) -> tuple[Tensor, ...]:
+        if self.step == self.shape[1]:
+            return (
+                x,
+            )  # most sites of a small batch are one block, and splitting costs microseconds
+        return torch.split(x, self.step, 1)
 
 
 def _longest_part(length: int) -> int:

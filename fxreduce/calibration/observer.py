@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from itertools import groupby
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from fxreduce.calibration.grid import Grid
 from fxreduce.calibration.statistics import ChannelStatistics, Moments, binary_entropy
-from fxreduce.calibration.sums import (
-    Fill,
-    Rectify,
-    Shift,
-    block_counts,
-    block_moments,
-    whole_sums,
-)
+from fxreduce.calibration.sums import BlockSums, Fill, Rectify, Shift, whole_sums, widened
 from fxreduce.errors import CalibrationError
 
-# Batches whose sums wait to be added up together: entropies of many cost no more than of one.
-_WAITING = 32
+# Numbers that wait to be added up together: many batches cost hardly more than one.
+_WAITING = 1 << 16
 # A mean further from zero than this many standard deviations is subtracted before squaring.
 _FAR = 16.0
 # How many values per channel that mean is estimated from, at least.
@@ -77,8 +72,10 @@ class Observer(nn.Module):
 
     def reset(self) -> None:
         """Forget all that was seen."""
-        self._waiting: list[tuple[Tensor, int]] = []
-        self._latest: Tensor | None = None
+        self._key: object = None
+        self._sums: BlockSums | None = None  # for pre-activations of the latest kind
+        self._waiting: list[Tensor] = []  # the numbers of batches of that kind
+        self._latest: Tensor | None = None  # NaN in it tells of values that are not finite
         self._totals: Tensor | None = None  # sums over batches; the last row is their entropies
         self._batches = 0
         self._count = 0  # values per channel
@@ -91,16 +88,20 @@ class Observer(nn.Module):
             CalibrationError: it has no such channel axis, another number of channels than the
                 batches before, or no floating-point numbers.
         """
-        self._check(z)
         if torch.is_grad_enabled() and z.requires_grad:
             with torch.no_grad():
+                self._prepare(z, None)
+                self._sums = None
                 self._whole(z.detach())
             if not self.replaces:
                 return z
             return z.copy_(self._rectified(z.clone())) if self.in_place else self._rectified(z)
         with torch.no_grad():
-            if z.device.type == "cpu" and (grid := Grid.of(z, self.channel_axis)):
-                return self._blocked(z, grid)
+            key = (z.shape, z.stride(), z.dtype, torch.get_num_threads(), threading.get_ident())
+            if key != self._key:
+                self._prepare(z, key)
+            if self._sums is not None:
+                return self._blocked(z, self._sums)
             self._whole(z)
             if self._fill is not None and self.in_place:
                 self._fill(z, z)
@@ -127,42 +128,49 @@ class Observer(nn.Module):
             self._moments(self._totals[2:-1]) if self.moments else None,
         )
 
-    def _check(self, z: Tensor) -> None:
+    def _prepare(self, z: Tensor, key: object) -> None:
+        """Make ready for pre-activations of this shape, layout and dtype."""
         if not z.is_floating_point() or z.dim() < -self.channel_axis:
             raise CalibrationError(
                 f"the pre-activation of {self.site} must be floating-point and have a channel axis "
                 f"{self.channel_axis}; seen: {z.dtype} of shape {tuple(z.shape)}"
             )
+        self._add_up()
         channels = z.shape[self.channel_axis]
-        if self._latest is not None and self._latest.shape[1] != channels:
+        if self._totals is not None and self._totals.shape[1] != channels:
             raise CalibrationError(
                 f"{self.site} must have the same channels in every batch; seen: "
-                f"{self._latest.shape[1]}, then {channels} in shape {tuple(z.shape)}. Batches of "
+                f"{self._totals.shape[1]}, then {channels} in shape {tuple(z.shape)}. Inputs of "
                 "other sizes need the channel axis to be another one"
             )
+        if self.moments and self._totals is None:
+            self._shift = self._shift_for(z)
+        grid = Grid.of(z, self.channel_axis) if z.device.type == "cpu" else None
+        self._sums = None if grid is None else BlockSums(grid, z.dtype, self._shift)
+        self._per_channel = z.numel() // max(channels, 1)
+        self._key = key
 
-    def _blocked(self, z: Tensor, grid: Grid) -> Tensor:
+    def _blocked(self, z: Tensor, sums: BlockSums) -> Tensor:
         output = None
         if self._fill is not None:
             output = z if self.in_place else torch.empty_like(z)
-        elif self.replaces:
-            output = self._rectified(z)
-        if not self.moments:
-            self._add(z, block_counts(z, grid, output, self._fill))
+        if self.moments:
+            if self.replaces and output is None:
+                output = self._rectified(z)
+            numbers = sums.moments(z, _laid_out_like(z, output), self._fill, self._rectified)
         else:
-            shift = self._shift_for(z)
-            same = output
-            if output is not None and output.stride() != z.stride():
-                same = torch.empty_like(z).copy_(output)
-            self._add(z, block_moments(z, grid, same, self._fill, self._rectified, shift))
+            numbers = sums.counts(z, output, self._fill)
+            if self.replaces and output is None:
+                output = self._rectified(z)
+        self._wait(numbers, numbers[0])
         return z if output is None else output
 
     def _whole(self, z: Tensor) -> None:
         if not z.numel():
             return
         output = self._rectified(z) if self.moments else None
-        shift = self._shift_for(z) if self.moments else None
-        self._add(z, whole_sums(z, self.channel_axis, output, shift))
+        sums = whole_sums(z, self.channel_axis, output, self._shift)
+        self._wait(sums, sums[:2])
 
     def _rectified(self, z: Tensor) -> Tensor:
         (rectify,) = self._rectify
@@ -170,41 +178,50 @@ class Observer(nn.Module):
 
     def _shift_for(self, z: Tensor) -> Shift | None:
         """The first batch decides about the shift: batches with one shift can be added."""
-        if self._latest is not None:
-            return self._shift
+        if not z.numel():
+            return None
         axes = [axis for axis in range(z.dim()) if axis != z.dim() + self.channel_axis]
         per_sample = z[:1].numel() // z.shape[self.channel_axis]
         sample = z[: -(-_SAMPLE // max(per_sample, 1))] if axes else z.unsqueeze(0)
-        variance, mean = torch.var_mean(_widened(sample), axes or 0, correction=0)
+        variance, mean = torch.var_mean(widened(sample), axes or 0, correction=0)
         if bool((mean.abs() <= _FAR * variance.sqrt()).all()):
             return None
         mean = mean.nan_to_num(0.0, 0.0, 0.0)
-        aligned = mean.to(z.dtype).view(-1, *[1] * (-self.channel_axis - 1))
-        self._shift = Shift(
-            _widened(aligned).flatten(), _widened(self._rectified(aligned)).flatten()
-        )
-        return self._shift
+        shape = [1] * z.dim()
+        shape[self.channel_axis] = -1
+        aligned = mean.to(z.dtype).view(shape)
+        return Shift(widened(aligned).flatten(), widened(self._rectified(aligned)).flatten())
 
-    def _add(self, z: Tensor, sums: Tensor) -> None:
-        self._latest = sums
-        self._waiting.append((sums, z.numel() // z.shape[self.channel_axis]))
-        if len(self._waiting) == _WAITING:
+    def _wait(self, numbers: Tensor, latest: Tensor) -> None:
+        self._latest = latest
+        self._waiting.append(numbers)
+        if len(self._waiting) * numbers.numel() > _WAITING:
             self._add_up()
 
     def _add_up(self) -> None:
+        """Add the numbers of the waiting batches to the totals."""
         if not self._waiting:
             return
-        sums = torch.stack([each for each, _ in self._waiting])
+        numbers = torch.stack(self._waiting)
+        sums = numbers if self._sums is None else self._sums.per_channel(numbers)
         if not bool(sums.isfinite().all()):
-            for number, (each, _) in enumerate(self._waiting, self._batches):
-                _raise_unless_finite(self.site, each, number)
-        counts = torch.tensor([[n] for _, n in self._waiting], dtype=sums.dtype, device=sums.device)
-        entropies = binary_entropy((counts - sums[:, 1]) / counts)
+            self._raise_not_finite(sums)
+        entropies = binary_entropy(1 - sums[:, 1] / self._per_channel)
         added = torch.cat([sums, entropies.unsqueeze(1)], 1).sum(0)
         self._totals = added if self._totals is None else self._totals + added
-        self._batches += len(self._waiting)
-        self._count += sum(n for _, n in self._waiting)
+        self._batches += len(sums)
+        self._count += len(sums) * self._per_channel
         self._waiting.clear()
+
+    def _raise_not_finite(self, sums: Tensor) -> NoReturn:
+        """`sums` are those of several batches, [B, kinds, C]."""
+        for batch, each in enumerate(sums, self._batches):
+            if not bool(each[:2].isfinite().all()):
+                raise CalibrationError(_not_finite(self.site, batch))
+        raise CalibrationError(
+            f"the moments of {self.site} must fit in {torch.float32}; its pre-activation is too "
+            "large for that. Scale the weights before it, or calibrate in float64"
+        )
 
     def _moments(self, sums: Tensor) -> Moments:
         u, v, uu, vv, uv = sums
@@ -226,29 +243,23 @@ def require_finite(observers: Iterable[Observer], batch: int) -> None:
     Raises:
         CalibrationError: there were values that are not finite; names the batch and the first site.
     """
-    seen = [(each.site, each._latest) for each in observers if each._latest is not None]
+    seen = [(each, each._latest) for each in observers if each._latest is not None]
     for _, group in groupby(seen, key=lambda each: each[1].device):
         latest = list(group)
-        if not bool(torch.cat([sums.flatten() for _, sums in latest]).sum().isfinite()):
-            for site, sums in latest:
-                _raise_unless_finite(site, sums, batch)
+        if bool(torch.cat([numbers.flatten() for _, numbers in latest]).sum().isnan()):
+            first = next(each for each, numbers in latest if bool(numbers.isnan().any()))
+            raise CalibrationError(_not_finite(first.site, batch))
 
 
-def _raise_unless_finite(site: str, sums: Tensor, batch: int) -> None:
-    """`sums` are those of one batch."""
-    wrong = ~sums[:2].isfinite().all(0)
-    if bool(wrong.any()):
-        raise CalibrationError(
-            f"the pre-activation of {site} must be finite; in batch {batch} there is NaN or "
-            f"infinity in {int(wrong.sum())} of {len(wrong)} channels. Check that batch, and the "
-            "weights before that site"
-        )
-    if not bool(sums.isfinite().all()):
-        raise CalibrationError(
-            f"the moments of {site} do not fit in {torch.float32} in batch {batch}: its "
-            "pre-activation is too large. Scale the weights before it, or calibrate in float64"
-        )
+def _laid_out_like(z: Tensor, output: Tensor | None) -> Tensor | None:
+    """The output, copied if its memory has another order than that of `z`."""
+    if output is None or output.stride() == z.stride():
+        return output
+    return torch.empty_like(z).copy_(output)
 
 
-def _widened(x: Tensor) -> Tensor:
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+def _not_finite(site: str, batch: int) -> str:
+    return (
+        f"the pre-activation of {site} must be finite; it has NaN or infinity in batch {batch}, "
+        "counted from 0. Check that batch, and the weights before the site"
+    )

@@ -1,6 +1,6 @@
 """The sums that a batch of pre-activations adds to the statistics of its channels.
 
-On a CPU the tensor is read once, in blocks that stay in cache, with scratch memory that is kept:
+On a CPU a tensor is read once, in blocks that stay in cache, with scratch memory that is kept:
 fresh pages would cost more than the arithmetic. Both counts come from one sum:
 
     e = clamp(z − z·2^127, −2^-22, 2^-34)        (float32; float64 likewise from 2^1023)
@@ -16,7 +16,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -31,7 +30,7 @@ Fill = Callable[[Tensor, Tensor], object]
 _CODES = {torch.float32: (2.0**127, 2.0**-22), torch.float64: (2.0**1023, 2.0**-51)}
 _RATIO = 4096.0  # of a positive value's code to a negative value's
 
-_scratch = threading.local()
+_thread = threading.local()
 
 
 @dataclass(frozen=True)
@@ -64,156 +63,156 @@ def whole_sums(
         where u = z − shift.z and v = output − shift.output.
     """
     axes = [axis for axis in range(z.dim()) if axis != z.dim() + channel_axis]
-    on, off, finite = (_total(x, axes) for x in (z > 0, z < 0, torch.isfinite(z)))
+    if not axes:  # torch takes no axes for all axes
+        z, axes = z.unsqueeze(0), [0]
+        output = None if output is None else output.unsqueeze(0)
+    on, off, finite = (x.sum(axes) for x in (z > 0, z < 0, z.isfinite()))
     count = z.numel() // max(z.shape[channel_axis], 1)
     rows = [x.double().masked_fill(finite != count, torch.nan) for x in (on, off)]
     if output is not None:
-        u, v = _widened(z), _widened(output)
+        u, v = widened(z), widened(output)
         if shift is not None:
             aligned = [-1, *[1] * (-channel_axis - 1)]
             u, v = u - shift.z.view(aligned), v - shift.output.view(aligned)
-        rows += [_total(x.double(), axes) for x in (u, v, u * u, v * v, u * v)]
+        rows += [x.sum(axes, dtype=torch.float64) for x in (u, v, u * u, v * v, u * v)]
     return torch.stack(rows)
 
 
-def block_counts(z: Tensor, grid: Grid, output: Tensor | None, fill: Fill | None) -> Tensor:
-    """`whole_sums` without moments, in one pass over memory.
+class BlockSums:
+    """The sums of tensors of one shape and layout on a CPU, in one pass over memory.
 
-    Args:
-        z: pre-activation on a CPU.
-        grid: its blocks.
-        output: where `fill` writes the rectified blocks; may be `z`.
-        fill: rectifies; None leaves that to others.
+    What depends on the shape alone is prepared once. Numbers come as the blocks give them, and
+    those of several batches are added up per channel together.
     """
-    work = _Work(grid, z.dtype)
-    room = grid.room(2, work.dtype)
-    targets = grid.blocks(z if output is None else output)
-    for block, target, code in zip(grid.blocks(z), targets, grid.cells(room[1]), strict=True):
-        work.encode(work.widened(block, 0), code)
-        if fill is not None:
-            fill(block, target)
-    return _per_channel(room, grid)
 
-
-def block_moments(
-    z: Tensor,
-    grid: Grid,
-    output: Tensor | None,
-    fill: Fill | None,
-    rectify: Rectify | None,
-    shift: Shift | None,
-) -> Tensor:
-    """`whole_sums` with moments, in one pass over memory.
-
-    Args:
-        z: pre-activation on a CPU.
-        grid: its blocks.
-        output: the rectified pre-activation, or where `fill` writes it, which may be `z`; None
-            leaves rectifying to others.
-        fill: rectifies a block.
-        rectify: gives the outputs of a block where there is neither `output` nor `fill`.
-        shift: see `Shift`.
-    """
-    work = _Work(grid, z.dtype)
-    room = grid.room(7, work.dtype)
-    blocks = grid.blocks(z)
-    targets = blocks if output is None else grid.blocks(output)
-    shifts = None
-    if shift is not None:
-        shifts = zip(grid.per_block(shift.z), grid.per_block(shift.output), strict=True)
-    for block, target, *cells in zip(blocks, targets, *map(grid.cells, room[1:]), strict=True):
-        u = work.widened(block, 0)
-        work.encode(u, cells[0])
-        v = target
-        if output is z and fill is not None:
-            v = work.scratch(2, target)
-            fill(u, v)  # in the dtype of the sums, as v is
-        elif fill is not None:
-            fill(block, target)
-        elif output is None:
-            v = cast(Rectify, rectify)(block)
-        v = work.widened(v, 2)
-        if shifts is not None:
-            u_shift, v_shift = next(shifts)
-            u = torch.sub(u, u_shift, out=work.scratch(1, u))
-            v = torch.sub(v, v_shift, out=work.scratch(2, u))
-        work.moments(u, v, cells[1:])
-        if output is z and fill is not None:
-            fill(block, block)
-    return _per_channel(room, grid)
-
-
-class _Work:
-    """The operations on blocks, with their scratch memory."""
-
-    def __init__(self, grid: Grid, dtype: torch.dtype) -> None:
+    def __init__(self, grid: Grid, dtype: torch.dtype, shift: Shift | None = None) -> None:
         self.grid = grid
         self.dtype = dtype if dtype in _CODES else torch.float32
-        self.factor, self.bound = _CODES[self.dtype]
-        self._views: dict[int, Tensor] = {}
+        self._wide = dtype == self.dtype
+        self._factor, self._bound = _CODES[self.dtype]
+        parts, _, width = grid.shape
+        size = parts * grid.step * width
+        self._scratch = [
+            _memory(number, self.dtype)[:size].view(parts, -1, width) for number in range(4)
+        ]
+        self._shifts: tuple[tuple[Tensor, ...], ...] = ()
+        if shift is not None:
+            self._shifts = (grid.per_block(shift.z), grid.per_block(shift.output))
 
-    def scratch(self, number: int, like: Tensor) -> Tensor:
-        """Memory for a block; the same number gives the same memory."""
-        if number not in self._views:
-            parts, _, width = self.grid.shape
-            size = parts * self.grid.step * width
-            self._views[number] = _memory(number, self.dtype)[:size].view(parts, -1, width)
-        view, length = self._views[number], like.shape[1]
-        return view if view.shape[1] == length else view[:, :length]
+    def counts(self, z: Tensor, output: Tensor | None, fill: Fill | None) -> Tensor:
+        """The numbers of a batch for its counts, [1, ...].
 
-    def widened(self, block: Tensor, number: int) -> Tensor:
+        Args:
+            z: pre-activation.
+            output: where `fill` writes the rectified pre-activation; may be `z`.
+            fill: rectifies a block while it is in cache; None leaves that to others.
+        """
+        numbers = self.grid.room(1, self.dtype)
+        cells = self.grid.cells(numbers[0])
+        blocks = self.grid.blocks(z)
+        targets = blocks if output is z or output is None else self.grid.blocks(output)
+        for block, target, cell in zip(blocks, targets, cells, strict=True):
+            self._encode(self._widened(block, 1), cell)
+            if fill is not None:
+                fill(block, target)
+        return numbers
+
+    def moments(
+        self, z: Tensor, output: Tensor | None, fill: Fill | None, rectify: Rectify
+    ) -> Tensor:
+        """The numbers of a batch for its counts and moments, [6, ...].
+
+        Args:
+            z: pre-activation.
+            output: the rectified pre-activation, or where `fill` writes it, which may be `z`.
+            fill: rectifies a block while it is in cache.
+            rectify: gives the outputs of a block where `output` is None.
+        """
+        numbers = self.grid.room(6, self.dtype)
+        cells = [self.grid.cells(each) for each in numbers]
+        blocks = self.grid.blocks(z)
+        targets = blocks if output is z or output is None else self.grid.blocks(output)
+        for index, (block, target) in enumerate(zip(blocks, targets, strict=True)):
+            u = self._widened(block, 1)
+            self._encode(u, cells[0][index])
+            if output is None:
+                v = rectify(block)
+            elif fill is None:
+                v = target
+            elif target is block:
+                v = self._like(2, block)
+                fill(u, v)  # in the dtype of the sums, as v is
+            else:
+                v = target
+                fill(block, v)
+            v = self._widened(v, 2)
+            if self._shifts:
+                u = torch.sub(u, self._shifts[0][index], out=self._like(1, u))
+                v = torch.sub(v, self._shifts[1][index], out=self._like(2, v))
+            self._products(u, v, [each[index] for each in cells[1:]])
+            if fill is not None and target is block:
+                fill(block, block)
+        return numbers
+
+    def per_channel(self, numbers: Tensor) -> Tensor:
+        """The sums of several batches, as `whole_sums` gives them.
+
+        Args:
+            numbers: of B batches, [B, kinds, ...]; overwritten.
+
+        Returns:
+            float64 [B, 2, C], with moments [B, 7, C].
+        """
+        codes = numbers[:, 0].div_(self._bound)
+        on = torch.floor(codes)
+        codes.sub_(on)  # off / 4096, as there are fewer than 4096
+        if self.grid.by_row:
+            numbers[:, 3:5].square_()
+        counts = [-self.grid.per_channel(on), _RATIO * self.grid.per_channel(codes)]
+        moments = [self.grid.per_channel(each) for each in numbers.unbind(1)[1:]]
+        return torch.stack([*counts, *moments], 1)
+
+    def _encode(self, z: Tensor, cell: Tensor) -> None:
+        e = self._like(0, z)
+        torch.sub(z, z, alpha=self._factor, out=e)
+        e.clamp_(-self._bound, self._bound / _RATIO)
+        torch.sum(e, self.grid.axis, out=cell)
+
+    def _products(self, u: Tensor, v: Tensor, cells: list[Tensor]) -> None:
+        """Sums of u, v, u² and v² (by row their square roots) and u·v of a block."""
+        axis = self.grid.axis
+        product = self._like(0, u)
+        torch.sum(u, axis, out=cells[0])
+        torch.sum(v, axis, out=cells[1])
+        for x, cell in ((u, cells[2]), (v, cells[3])):
+            if self.grid.by_row:  # the norm needs no room for the squares
+                torch.linalg.vector_norm(x, 2, axis, out=cell)
+            else:
+                torch.sum(torch.mul(x, x, out=product), axis, out=cell)
+        torch.sum(torch.mul(u, v, out=product), axis, out=cells[4])
+
+    def _like(self, number: int, block: Tensor) -> Tensor:
+        """Scratch memory for a block, which may be shorter than the others."""
+        memory = self._scratch[number]
+        length = block.shape[1]
+        return memory if memory.shape[1] == length else memory[:, :length]
+
+    def _widened(self, block: Tensor, number: int) -> Tensor:
         """The block in the dtype of the sums."""
-        if block.dtype == self.dtype:
-            return block
-        return self.scratch(number, block).copy_(block)
-
-    def encode(self, z: Tensor, code: Tensor) -> None:
-        """Write the sums of the codes of a block."""
-        e = self.scratch(3, z)
-        torch.sub(z, z, alpha=self.factor, out=e).clamp_(-self.bound, self.bound / _RATIO)
-        torch.sum(e, self.grid.axis, out=code)
-
-    def moments(self, u: Tensor, v: Tensor, cells: list[Tensor]) -> None:
-        """Write the sums of u, v, u², v² and u·v of a block."""
-        torch.sum(u, self.grid.axis, out=cells[0])
-        torch.sum(v, self.grid.axis, out=cells[1])
-        self._dot(u, u, cells[2])
-        self._dot(v, v, cells[3])
-        self._dot(u, v, cells[4])
-
-    def _dot(self, x: Tensor, y: Tensor, cell: Tensor) -> None:
-        if x is y and self.grid.by_row:  # needs no room for the products
-            torch.linalg.vector_norm(x, 2, self.grid.axis, out=cell).square_()
-        else:
-            torch.sum(torch.mul(x, y, out=self.scratch(3, x)), self.grid.axis, out=cell)
+        return block if self._wide else self._like(number, block).copy_(block)
 
 
-def _per_channel(room: Tensor, grid: Grid) -> Tensor:
-    """The sums per channel, from numbers whose kind 1 are the codes' sums and kind 0 is free."""
-    codes = room[1].div_(_CODES[room.dtype][1])
-    torch.floor(codes, out=room[0])
-    codes.sub_(room[0])  # off / 4096, as there are fewer than 4096 of them
-    sums = grid.per_channel(room)
-    sums[0].neg_()
-    sums[1].mul_(_RATIO)
-    return sums
+def widened(x: Tensor) -> Tensor:
+    """The tensor in the dtype in which it is summed."""
+    return x if x.dtype in _CODES else x.float()
 
 
 def _memory(number: int, dtype: torch.dtype) -> Tensor:
     """A block of memory of this thread. It is kept, as touching fresh pages costs time."""
-    if not hasattr(_scratch, "kept"):
-        _scratch.kept = {}
-    kept: dict[tuple[int, torch.dtype], Tensor] = _scratch.kept
+    if not hasattr(_thread, "memory"):
+        _thread.memory = {}
+    kept: dict[tuple[int, torch.dtype], Tensor] = _thread.memory
     if (number, dtype) not in kept:
         with torch.inference_mode(False):
             kept[number, dtype] = torch.empty(BLOCK // dtype.itemsize, dtype=dtype)
     return kept[number, dtype]
-
-
-def _total(x: Tensor, axes: list[int]) -> Tensor:
-    """The sum over axes; over none it is the tensor itself, where torch would take all."""
-    return x.sum(axes) if axes else x
-
-
-def _widened(x: Tensor) -> Tensor:
-    return x if x.dtype in _CODES else x.float()

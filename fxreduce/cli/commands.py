@@ -109,7 +109,7 @@ def reduce(arguments: argparse.Namespace) -> None:
     )
     original = inputs.model.module
     reduced = plan.apply(original)
-    agreeing = agreement(original, reduced, inputs.data.held_out)
+    agreeing = agreement(original, reduced, inputs.data.held_out, arguments.device)
     held_out = next(iter(inputs.data.held_out))[0].to(arguments.device)
     before, after = median_latencies([original, reduced], held_out[:1], rounds=_ROUNDS)
     written = save(arguments.out, plan, reduced, held_out)

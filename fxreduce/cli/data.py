@@ -77,7 +77,7 @@ def load_data(name: str, images: ImageFormat, *, samples: int, batch_size: int, 
         kept = min(samples, max(1, len(folder) // 4))
         held_out, calibration = order[:kept], order[kept:][:samples]
     else:
-        raise UnsupportedError(f"data are named digits or imagefolder:ROOT; got {name!r}.")
+        raise UnsupportedError(f"data are named digits or imagefolder:ROOT; got {name!r}")
     return Data(
         name, Batches(source, calibration, batch_size), Batches(source, held_out, batch_size)
     )

@@ -35,7 +35,7 @@ class Settings:
     epochs: int = 16
     calibration_batch: int = 50
     latency_batch: int = 8
-    rounds: int = 40
+    rounds: int = 100
     networks: tuple[str, ...] = tuple(NETWORKS)
     quiet: bool = False
 

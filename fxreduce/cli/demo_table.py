@@ -65,7 +65,7 @@ def _notes(settings: Settings) -> str:
             "removed        rectifiers deleted, of all; with none, only exact merging is left",
             "operators      convolutions, linears, batch-norms and other affine operators",
             "multiply-adds  of convolutions and linears for one image; ptflops counts the same",
-            f"ms             median of {settings.rounds} forwards in turns, eager mode, one thread",
+            f"ms             median of {settings.rounds} forwards, in shuffled turns, one thread",
             "test accuracy  on digits that neither training nor fxreduce has seen; no retraining",
             "max error      largest deviation of the merged from the unmerged graph, relative",
         )
@@ -73,11 +73,22 @@ def _notes(settings: Settings) -> str:
 
 
 def _summary(rows: list[Row]) -> str:
-    parts = [
-        f"the {row.network} network runs {row.ratio:.2f} times as fast with "
-        f"{len(row.report.removed)} of {len(row.report.sites)} rectifiers gone, at "
-        f"{row.after.accuracy:.1%} test accuracy instead of {row.before.accuracy:.1%}"
-        for row in rows
-        if row.way.budget == "auto" and row.way.compensate == "channel"
-    ]
-    return f"Under auto with channel, {', and '.join(parts)}."
+    auto = [row for row in rows if row.way.budget == "auto" and row.way.compensate == "channel"]
+    gains = " and ".join(
+        f"the {row.network} network {row.ratio:.2f} times as fast at {row.after.accuracy:.1%} test "
+        f"accuracy (before: {row.before.accuracy:.1%})"
+        for row in auto
+    )
+    fixed = {
+        compensate: " and ".join(
+            f"{row.after.accuracy:.1%}"
+            for row in rows
+            if isinstance(row.way.budget, float) and row.way.compensate == compensate
+        )
+        for compensate in ("identity", "channel")
+    }
+    label = next(row.way.label for row in rows if isinstance(row.way.budget, float))
+    return (
+        f"Without retraining, auto makes {gains}; with {label} of the rectifiers gone, channel "
+        f"keeps {fixed['channel']} where identity keeps {fixed['identity']}."
+    )

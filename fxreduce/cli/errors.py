@@ -13,10 +13,10 @@ class UsageError(FxReduceError):
 
 
 def unknown_name(what: str, name: str, known: Iterable[str], listing: str) -> UnsupportedError:
-    """The error for a `name` not among the `known`, with the closest ones or else a `listing`."""
+    """The error that says `what`, with the `known` names closest to `name`, or else a `listing`."""
     close = get_close_matches(name, list(known), n=3, cutoff=0.6)
-    advice = f"did you mean {' or '.join(close)}?" if close else f"{listing} lists them."
-    return UnsupportedError(f"there is no {what} {name!r}; {advice}")
+    advice = f"did you mean {' or '.join(close)}?" if close else listing
+    return UnsupportedError(f"{what}; {advice}")
 
 
 def missing_extra(package: str, purpose: str, extra: str) -> UnsupportedError:

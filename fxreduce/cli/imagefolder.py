@@ -49,18 +49,18 @@ class ImageFolderSource:
             raise missing_extra("torchvision", "imagefolder data", "zoo") from None
         if images.channels not in _MODES:
             raise UnsupportedError(
-                f"an image folder has 1 or 3 channels; the model takes {images.channels}."
+                f"an image folder has 1 or 3 channels; the model takes {images.channels}"
             )
         if not Path(root).is_dir():
-            raise CalibrationError(f"there is no folder {root}; {_LAYOUT}.")
+            raise CalibrationError(f"there is no folder {root}; {_LAYOUT}")
         try:
             folder = ImageFolder(root)
         except FileNotFoundError as error:
-            raise CalibrationError(f"{root}: {error}. {_LAYOUT}.") from error
+            raise CalibrationError(f"{root}: {error}. {_LAYOUT}") from error
         if len(folder.samples) < 2:
             raise CalibrationError(
                 f"{root} holds one image; at least two are needed, one to calibrate on and one to "
-                "judge the result by."
+                "judge the result by"
             )
         steps = [
             transforms.Resize(round(max(images.size) / _CROP)),
@@ -92,5 +92,5 @@ class ImageFolderSource:
         # Pillow raises SyntaxError and ValueError, not only OSError, on broken headers.
         except (OSError, SyntaxError, ValueError) as error:
             raise CalibrationError(
-                f"{path} is not a readable image ({error}); mend it or take it away."
+                f"{path} is not a readable image ({error}); mend it or take it away"
             ) from error

@@ -84,7 +84,7 @@ def load_model(name: str, *, size: int | None = None, seed: int = 0) -> LoadedMo
             f"{_FORMS}; got {name!r}. Did you mean torchvision:{name} or timm:{name}?"
         )
     else:
-        raise UnsupportedError(f"{_FORMS}; got {name!r}.")
+        raise UnsupportedError(f"{_FORMS}; got {name!r}")
     if size is not None:
         images = ImageFormat(images.channels, (size, size), images.mean, images.std)
     return LoadedModel(name, module.eval(), images)
@@ -99,7 +99,10 @@ def _torchvision(name: str) -> tuple[nn.Module, ImageFormat]:
     known = [found for module in images_in for found in models.list_models(module=module)]
     if name not in known:
         raise unknown_name(
-            "torchvision image model", name, known, "torchvision.models.list_models()"
+            f"torchvision has no image model {name!r}",
+            name,
+            known,
+            "torchvision.models.list_models() lists all models",
         )
     builder = models.get_model_builder(name)
     options: dict[str, Any] = {"weights": None}
@@ -129,7 +132,8 @@ def _timm(name: str) -> tuple[nn.Module, ImageFormat]:
         raise missing_extra("timm", f"timm:{name}", "zoo") from None
     known = timm.list_models()
     if name.partition(".")[0] not in known:
-        raise unknown_name("timm model", name, known, "timm.list_models()")
+        what = f"timm has no model {name!r}"
+        raise unknown_name(what, name, known, "timm.list_models() lists them")
     try:
         module: nn.Module = timm.create_model(name, pretrained=False)
     except RuntimeError as error:  # a known architecture with an unknown weights tag
@@ -150,17 +154,17 @@ def _from_file(file: str, factory_name: str) -> tuple[nn.Module, ImageFormat]:
     if not isinstance(module, nn.Module):
         raise UnsupportedError(
             f"{factory_name}() of {file} must return a torch.nn.Module; "
-            f"it returned {type(module).__name__}."
+            f"it returned {type(module).__name__}"
         )
     return module, ImageFormat.of(_input_channels(module), (_DEFAULT_SIZE, _DEFAULT_SIZE))
 
 
 def _import(path: Path) -> ModuleType:
     if not path.is_file():
-        raise UsageError(f"there is no file {path}; {_FORMS}.")
+        raise UsageError(f"there is no file {path}; {_FORMS}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise UsageError(f"{path} is not a Python file; {_FORMS}.")
+        raise UsageError(f"{path} is not a Python file; {_FORMS}")
     module = importlib.util.module_from_spec(spec)
     # As `python file.py` does, so that the file finds the modules beside it.
     sys.path.insert(0, str(path.resolve().parent))
@@ -177,10 +181,10 @@ def _factory(module: ModuleType, file: str, name: str) -> Callable[[], Any]:
     callables = [key for key, value in vars(module).items() if callable(value)]
     factory = getattr(module, name, None)
     if factory is None:
-        listing = f"{file} defines {', '.join(callables)}: that" if callables else "the file"
-        raise unknown_name(f"factory in {file}", name, callables, listing)
+        listing = f"it defines {', '.join(callables) or 'none'}"
+        raise unknown_name(f"{file} has no function {name!r}", name, callables, listing)
     if not callable(factory):
-        raise UnsupportedError(f"{name} of {file} must be callable without arguments.")
+        raise UnsupportedError(f"{name} of {file} must be callable without arguments")
     return factory  # type: ignore[no-any-return]
 
 
@@ -192,6 +196,6 @@ def _input_channels(module: nn.Module) -> int:
         if isinstance(layer, nn.Conv1d | nn.Conv3d):
             raise UnsupportedError(
                 f"the command line feeds images [N, C, H, W]; the model's first convolution is a "
-                f"{type(layer).__name__}. Use fxreduce.apply() from Python with batches that fit."
+                f"{type(layer).__name__}. Use fxreduce.apply() from Python with batches that fit"
             )
     return 3

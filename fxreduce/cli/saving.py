@@ -64,7 +64,7 @@ def save(path: Path, plan: fxreduce.Plan, reduced: GraphModule, images: Tensor) 
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error}") from error
     return (
-        f"wrote the reduced model to {path} ({path.stat().st_size / 1e6:.1f} MB), read it back and "
+        f"wrote the reduced model to {path} ({path.stat().st_size:,} bytes), read it back and "
         f"compared: torch.export.load({str(path)!r}).module()"
     )
 

@@ -13,7 +13,8 @@ from fxreduce.cli.errors import missing_extra
 
 _BATCH = 64
 _RATE = 0.1
-_SHIFT = 1 / 8  # of the image's side; digits are not mirrored or turned, as that changes them
+# How far an image is moved at most: radians, a fraction of its size, a fraction of half its side.
+_TURN, _STRETCH, _SHIFT = 0.2, 0.1, 0.2
 
 
 def train(
@@ -28,8 +29,8 @@ def train(
 ) -> None:
     """Train `network` in place on `images` `[N, C, H, W]`, `labels` `[N]`; leave it in eval mode.
 
-    SGD with Nesterov momentum and one cosine cycle of the learning rate; each batch is shifted by
-    up to an eighth of the side. `seed` fixes the order of the images and the shifts.
+    SGD with Nesterov momentum and one cosine cycle of the learning rate, on images that are moved
+    a little each time. `seed` fixes their order and movements.
 
     Raises:
         UnsupportedError: tqdm is not installed.
@@ -39,20 +40,23 @@ def train(
     except ImportError:
         raise missing_extra("tqdm", "training", "demo") from None
     random = torch.Generator().manual_seed(seed)
-    steps = epochs * -(-len(labels) // _BATCH)
+    batches = len(labels) // _BATCH  # what is left over would disturb batch-norm's statistics
     # Only weights decay: a decaying shift of a batch-norm would centre what rectifiers are given.
     weights = [parameter for parameter in network.parameters() if parameter.dim() > 1]
     rest = [parameter for parameter in network.parameters() if parameter.dim() <= 1]
     groups = [{"params": weights, "weight_decay": 5e-4}, {"params": rest, "weight_decay": 0.0}]
     optimiser = torch.optim.SGD(groups, lr=_RATE, momentum=0.9, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, total_steps=epochs * batches)
     # Depthwise convolutions train about twice as fast in this layout.
     network.to(memory_format=torch.channels_last).train()
-    with tqdm(total=steps, desc=description, unit="batch", disable=not bar, leave=False) as shown:
+    with tqdm(
+        total=epochs * batches, desc=description, unit="batch", disable=not bar, leave=False
+    ) as shown:
         for _ in range(epochs):
-            for chosen in torch.randperm(len(labels), generator=random).split(_BATCH):
-                shifted = _shift(images[chosen], random)
-                loss = functional.cross_entropy(network(shifted), labels[chosen])
+            order = torch.randperm(len(labels), generator=random)
+            for chosen in order[: batches * _BATCH].split(_BATCH):
+                logits = network(_distort(images[chosen], random))
+                loss = functional.cross_entropy(logits, labels[chosen])
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
@@ -61,13 +65,16 @@ def train(
     network.to(memory_format=torch.contiguous_format).eval()
 
 
-def _shift(images: Tensor, random: torch.Generator) -> Tensor:
-    """The batch moved by one random offset, with what enters at the edges as dark as the corner."""
-    height, width = images.shape[-2:]
-    reach = max(1, round(_SHIFT * width))
-    top, left = torch.randint(2 * reach + 1, (2,), generator=random).tolist()
-    padded = functional.pad(images, (reach,) * 4, value=images.min().item())
-    moved = padded[..., top : top + height, left : left + width]
+def _distort(images: Tensor, random: torch.Generator) -> Tensor:
+    """Each image turned, stretched and shifted a little, by amounts of its own."""
+    turn, stretch, right, down = (2 * torch.rand(4, len(images), generator=random) - 1).unbind()
+    angle, scale = _TURN * turn, 1 + _STRETCH * stretch
+    rows = (
+        torch.stack((scale * angle.cos(), -scale * angle.sin(), _SHIFT * right), dim=1),
+        torch.stack((scale * angle.sin(), scale * angle.cos(), _SHIFT * down), dim=1),
+    )
+    grid = functional.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
+    moved = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
     return moved.contiguous(memory_format=torch.channels_last)
 
 
@@ -83,13 +90,12 @@ def accuracy(module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> flo
 
 @torch.no_grad()
 def agreement(
-    before: nn.Module, after: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
+    before: nn.Module, after: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: str
 ) -> float | None:
-    """The fraction of predictions that two models share; labels are not needed.
+    """The fraction of predictions that two models on `device` share; labels are not needed.
 
     None where the first output is no tensor of scores `[N, classes, ...]`.
     """
-    device = next(before.parameters()).device
     same = predictions = 0
     for inputs, _ in batches:
         scores = [_scores(module(inputs.to(device))) for module in (before, after)]

@@ -29,7 +29,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
     misfits = _misfits(module.state_dict(), state)
     if misfits:
         raise UsageError(
-            f"the weights in {path} do not fit {type(module).__name__}: {'; '.join(misfits)}."
+            f"the weights in {path} do not fit {type(module).__name__}: {'; '.join(misfits)}"
         )
     module.load_state_dict(state, strict=False)
 
@@ -37,10 +37,10 @@ def load_weights(module: nn.Module, path: Path) -> None:
 def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix not in _SUFFIXES:
         raise UnsupportedError(
-            f"weights are read from {', '.join(_SUFFIXES)} files; got {path.name!r}."
+            f"weights are read from {', '.join(_SUFFIXES)} files; got {path.name!r}"
         )
     if not path.is_file():
-        raise UsageError(f"there is no weights file {path}.")
+        raise UsageError(f"there is no weights file {path}")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     for key in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -48,7 +48,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             break
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise UsageError(
-            f"{path} must hold a state dict, {{name: tensor}}: save model.state_dict()."
+            f"{path} must hold a state dict, {{name: tensor}}: save model.state_dict()"
         )
     if content and all(key.startswith("module.") for key in content):  # DataParallel's prefix
         content = {key.removeprefix("module."): value for key, value in content.items()}
@@ -73,7 +73,7 @@ def _read_torch(path: Path) -> Any:
     except Exception as error:  # what broken or refused pickles raise is anything
         raise UsageError(
             f"{path} is not a torch.save of tensors alone. Save model.state_dict() and not the "
-            "model, whose loading would run code from the file."
+            "model, whose loading would run code from the file"
         ) from error
 
 

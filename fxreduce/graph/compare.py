@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ def _deviation(a: Tensor, b: Tensor) -> float:
     apart = (a.to(wide) - b.to(wide)).abs()
     same = (a == b) | (a.isnan() & b.isnan())
     apart = torch.where(same, torch.zeros_like(apart), apart)
-    return float(apart.max().nan_to_num(nan=float("inf")))
+    return float(apart.max().nan_to_num(nan=inf, posinf=inf))
 
 
 def _largest(a: Tensor) -> float:

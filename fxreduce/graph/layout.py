@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch.fx import GraphModule, Node
 
@@ -53,21 +53,19 @@ def channel_axis(graph_module: GraphModule, node: Node, dimensions: int) -> int:
 
 def _producers(graph_module: GraphModule, node: Node) -> Iterator[Node]:
     """The node, then what it is computed from, as long as the axes stay what they are."""
-    seen: set[Node] = set()
-    waiting = [node]
-    while waiting:
-        value = waiting.pop(0)
-        if value in seen:
-            continue
-        seen.add(value)
-        yield value
-        if _keeps_axes(graph_module, value):
-            waiting.extend(value.all_input_nodes)
+    return _walk(graph_module, [node], lambda value: value.all_input_nodes)
 
 
 def _consumers(graph_module: GraphModule, node: Node) -> Iterator[Node]:
+    """What is computed from the node, as long as the axes stay what they are."""
+    return _walk(graph_module, list(node.users), lambda value: list(value.users))
+
+
+def _walk(
+    graph_module: GraphModule, waiting: list[Node], neighbours: Callable[[Node], list[Node]]
+) -> Iterator[Node]:
+    """The waiting nodes and, the nearest first, those beyond the ones that keep the axes."""
     seen: set[Node] = set()
-    waiting = list(node.users)
     while waiting:
         value = waiting.pop(0)
         if value in seen:
@@ -75,7 +73,7 @@ def _consumers(graph_module: GraphModule, node: Node) -> Iterator[Node]:
         seen.add(value)
         yield value
         if _keeps_axes(graph_module, value):
-            waiting.extend(value.users)
+            waiting.extend(neighbours(value))
 
 
 def _keeps_axes(graph_module: GraphModule, node: Node) -> bool:

@@ -14,6 +14,11 @@ from torch.fx import GraphModule, Node
 SHAPE = "fxreduce.shape"  # node.meta key: the shape of the node's value, where it is a tensor
 
 
+def label(node: Node) -> str:
+    """How reports name a node: by its module's path, or by its own name where it calls none."""
+    return str(node.target) if node.op == "call_module" else node.name
+
+
 def operation(node: Node) -> str | None:
     """The name of the torch function, method or ATen operator that the node calls.
 

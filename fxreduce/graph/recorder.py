@@ -69,7 +69,11 @@ class Recorder:
         return merged
 
     def insert(self, path: str, module: nn.Module, given: Node, before: Node, why: str) -> Node:
-        """A call of a new module, of its input's shape, on `given` before a node, which stays."""
+        """A call of a new module, of its input's shape, on `given` before a node, which stays.
+
+        The module stands at `path`, or at a path like it where the model has something there.
+        """
+        path = self._unused(path)
         self._set_module(path, module)
         with self.graph_module.graph.inserting_before(before):
             node = self.graph_module.graph.call_module(path, (given,))
@@ -119,18 +123,24 @@ class Recorder:
 
     def _free_path(self, nodes: Sequence[Node]) -> str:
         """The path of the first module among `nodes` if nothing else uses it, or one like it."""
-        others = [
+        called = [node for node in self.nodes if node.op == "call_module" and node not in nodes]
+        constants = [
             node
-            for node in self.nodes
-            if node.op in ("call_module", "get_attr")
-            and node not in nodes
-            and not (node.users and all(user in nodes for user in node.users))
+            for node in self.graph_module.graph.find_nodes(op="get_attr")
+            if not (node.users and all(user in nodes for user in node.users))
         ]
-        called = [node for node in others if node.op == "call_module"]
         paths = [path for node in nodes if (path := _path(node)) and not _is_inside(path, called)]
         hint = next(iter(paths), "fused")
         path, count = hint, 0
-        while any(f"{node.target}.".startswith(f"{path}.") for node in others):
+        while any(f"{node.target}.".startswith(f"{path}.") for node in (*called, *constants)):
+            count += 1
+            path = f"{hint}_{count}"
+        return path
+
+    def _unused(self, hint: str) -> str:
+        taken = {*dict(self.graph_module.named_modules()), *self.graph_module.state_dict()}
+        path, count = hint, 0
+        while path in taken:
             count += 1
             path = f"{hint}_{count}"
         return path

@@ -51,9 +51,15 @@ class Rectifier:
 
     kind: str
     node: Node
-    input: Node
     inplace: bool
     elementwise: bool
+
+    @property
+    def input(self) -> Node:
+        """The pre-activation; it is another node once what stood before has been edited."""
+        given = _given(self.node)
+        assert given is not None  # or the node had not been read as a rectifier
+        return given
 
 
 @dataclass
@@ -116,6 +122,7 @@ for _kind, _modules in {
     "threshold": (nn.Threshold,),
 }.items():
     register_rectifier(_kind, modules=_modules, operations=(_kind,))
+register_rectifier("threshold", operations=("_threshold",))  # what F.threshold calls itself
 register_rectifier("prelu", modules=(nn.PReLU,), operations=("prelu",), elementwise=False)
 
 
@@ -124,14 +131,18 @@ def read_rectifier(graph_module: GraphModule, node: Node) -> Rectifier | None:
     found = _lookup(graph_module, node)
     if found is None:
         return None
-    given = argument(node, 0, "input", node.kwargs.get("self"))
-    if not isinstance(given, Node):
+    if _given(node) is None:
         return None
     kind = found.kind
     bounds = parameters_of(graph_module, node, kind)
     if kind == "hardtanh" and tuple(bounds.values()) == (0, 6):
         kind = "relu6"  # torch.export may write the one as the other
-    return Rectifier(kind, node, given, is_inplace(graph_module, node), found.elementwise)
+    return Rectifier(kind, node, is_inplace(graph_module, node), found.elementwise)
+
+
+def _given(node: Node) -> Node | None:
+    given = argument(node, 0, "input", node.kwargs.get("self"))
+    return given if isinstance(given, Node) else None
 
 
 def _lookup(graph_module: GraphModule, node: Node) -> RectifierKind | None:

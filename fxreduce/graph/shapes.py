@@ -54,8 +54,10 @@ class _Interpreted(nn.Module):
     def __init__(self, graph_module: GraphModule) -> None:
         super().__init__()
         self.graph_module = graph_module
+        self.called = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.called = True
         graph = self.graph_module.graph
         values = graph_inputs(self.graph_module, args, kwargs)
         result = _Shapes(self.graph_module).run(*values, enable_io_processing=False)
@@ -81,12 +83,17 @@ def propagate_shapes(graph_module: GraphModule, run: Callable[[nn.Module], Any])
         run: calls the module that it is given once, on example inputs.
 
     Raises:
-        CaptureError: the graph does not run on these inputs.
+        CaptureError: the graph does not run on these inputs, or `run` does not call it.
     """
+    interpreted = _Interpreted(graph_module)
     try:
         with torch.no_grad():
-            run(_Interpreted(graph_module))
+            run(interpreted)
     except Exception as error:  # whatever the graph's own operators raise
         raise CaptureError(
             f"the captured graph does not run on the example inputs: {first_line(error)}"
         ) from error
+    if not interpreted.called:
+        raise CaptureError(
+            "forward(module, batch) must call the module that it is given; it did not"
+        )

@@ -63,18 +63,27 @@ def execute(
     Raises:
         EquivalenceError: a merge changed what the unmerged graph computes.
     """
-    removal = (*PREPARE, Linearise(decisions.sites, decisions.maps))
-    merging = fusion(decisions.cost)
-    unmerged = run_pipeline(graph_module, removal, disable=disable)
-    check = None
-    if verify and example is not None:
-        check = Checker(unmerged.graph_module, example.forward, example.batch)
+
+    def checker(reference: GraphModule) -> Checker | None:
+        if not verify or example is None:
+            return None
+        return Checker(reference, example.forward, example.batch)
+
+    removal, merging = Linearise(decisions.sites, decisions.maps), fusion(decisions.cost)
+    prepared = run_pipeline(graph_module, PREPARE, disable=disable, check=checker(graph_module))
+    unmerged = run_pipeline(prepared.graph_module, (removal,), disable=disable)
+    check = checker(unmerged.graph_module)
     merged = run_pipeline(unmerged.graph_module, merging, disable=disable, check=check)
     kept = {site.name for site in find_sites(merged.graph_module)}
     before, after = count_affine(graph_module), count_affine(merged.graph_module)
-    refusals = (*decisions.refusals, *unmerged.refusals, *merged.refusals)
+    refusals = (
+        *decisions.refusals,
+        *prepared.refusals,
+        *unmerged.refusals,
+        *merged.refusals,
+    )
     result = merged.graph_module
-    result.meta[PIPELINE] = (*removal, *merging)
+    result.meta[PIPELINE] = (*PREPARE, removal, *merging)
     result.meta[REPORT] = Report(
         rung=capture_record(graph_module).rung,
         sites=tuple(

@@ -67,7 +67,7 @@ def test_data_that_the_model_cannot_read_are_refused(entry: Any, loader: Any, me
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_values_that_are_not_finite_are_traced_to_batch_and_site(entry: Any, value: float) -> None:
     batches = [*images(4), spoiled(value), *images(4)]
-    message = r"pre-activation of act must be finite; in batch 1 .* 8 of 8 channels\. Check"
+    message = r"pre-activation of act must be finite; .* in batch 1\b.*\. Check that batch"
     refused(entry, fxreduce.CalibrationError, message, seeded(Small), batches)
 
 
@@ -84,6 +84,13 @@ def test_channels_that_differ_between_batches_are_named(entry: Any) -> None:
     message = r"0 must have the same channels in every batch; seen: 3, then 4"
     batches = [torch.randn(2, 3), torch.randn(2, 4), torch.randn(2, 3)]
     refused(entry, fxreduce.CalibrationError, message, model, batches)
+
+
+@ENTRIES
+def test_a_forward_that_does_not_call_the_module_it_is_given_is_refused(entry: Any) -> None:
+    model = seeded(Small)
+    with pytest.raises(fxreduce.CaptureError, match=r"must call the module that it is given; it"):
+        entry(model, images(2), forward=lambda module, batch: model(batch))
 
 
 def test_scores_that_are_not_finite_do_not_count_as_agreement() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from checks import calling
 from torch import Tensor, nn
 from torch.export import export
 from torch.fx import Graph, GraphModule
@@ -160,30 +161,23 @@ def test_gates_are_no_sites() -> None:
 
 
 class Doubled(nn.ReLU):
-    def forward(self, input: Tensor) -> Tensor:
-        return 2 * super().forward(input)
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
 
 
 class Renamed(nn.ReLU):
     """A subclass that computes what its base does."""
 
 
-def leaf(module: nn.Module) -> GraphModule:
-    """A graph that calls the module, whatever a tracer would do with it."""
-    graph = Graph()
-    graph.output(graph.call_module("act", (graph.placeholder("x"),)))
-    return GraphModule({"act": module.eval()}, graph)
-
-
 def test_a_subclass_is_read_as_its_base_only_where_it_keeps_the_forward() -> None:
-    assert find_sites(leaf(Renamed()))[0].rectifier.kind == "relu"
-    assert find_sites(leaf(Doubled())) == ()
+    assert find_sites(calling(Renamed()))[0].rectifier.kind == "relu"
+    assert find_sites(calling(Doubled())) == ()
 
 
 def test_a_module_whose_forward_was_replaced_is_not_read() -> None:
     patched = nn.ReLU()
-    patched.forward = lambda input: 2 * input  # type: ignore[method-assign]
-    assert find_sites(leaf(patched)) == ()
+    patched.forward = lambda x: 2 * x
+    assert find_sites(calling(patched)) == ()
 
 
 def test_a_function_of_the_same_name_from_outside_torch_is_not_read() -> None:
@@ -215,9 +209,9 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("registry")
 def test_a_registered_module_and_a_wrapped_function_are_sites() -> None:
-    assert find_sites(leaf(Clipped())) == ()
+    assert find_sites(calling(Clipped())) == ()
     register_rectifier("clip", modules=(Clipped,), functions=(clipped,))
-    assert find_sites(leaf(Clipped()))[0].rectifier.kind == "clip"
+    assert find_sites(calling(Clipped()))[0].rectifier.kind == "clip"
 
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -250,7 +244,7 @@ def test_an_operation_is_registered_for_functions_methods_and_aten_at_once() -> 
 @pytest.mark.usefixtures("registry")
 def test_registering_a_kind_again_adds_to_what_it_is_found_by() -> None:
     register_rectifier("relu", modules=(Clipped,))
-    kinds = [find_sites(leaf(module))[0].rectifier.kind for module in (nn.ReLU(), Clipped())]
+    kinds = [find_sites(calling(module))[0].rectifier.kind for module in (nn.ReLU(), Clipped())]
     assert kinds == ["relu", "relu"]
 
 

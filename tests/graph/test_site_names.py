@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -29,12 +31,11 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    """Modules in a Sequential, one shared by two blocks, a functional one at the root."""
+    """Modules in a Sequential, each block's called twice, functional ones at the root."""
 
     def __init__(self) -> None:
         super().__init__()
-        shared = nn.ReLU()
-        self.blocks = nn.Sequential(Block(shared), nn.Sequential(Block(shared), nn.SiLU()))
+        self.blocks = nn.Sequential(Block(nn.ReLU()), nn.Sequential(Block(nn.ELU()), nn.SiLU()))
         self.head = nn.ModuleDict({"act": nn.ReLU6(inplace=True)})
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,12 +49,11 @@ NAMES = [
     "blocks.0.relu",
     "blocks.0.relu#1",
     "blocks.0.act#1",
-    # The module is shared: a tracer knows it by the first of its two names.
-    "blocks.0.act#2",
+    "blocks.1.0.act",
     "blocks.1.0.gelu",
     "blocks.1.0.relu",
     "blocks.1.0.relu#1",
-    "blocks.0.act#3",
+    "blocks.1.0.act#1",
     "blocks.1.1",
     "relu",
     "relu#1",
@@ -62,19 +62,24 @@ NAMES = [
 ]
 
 
-def names(model: object) -> list[str]:
-    return [site.name for site in find_sites(capture(model))]  # type: ignore[arg-type]
+def names(model: Any) -> list[str]:
+    return [site.name for site in find_sites(capture(model))]
 
 
-def test_a_model_traced_here_or_before_has_the_same_site_names() -> None:
+def test_a_site_has_the_same_name_in_a_module_a_traced_and_an_exported_model() -> None:
     model = Model().eval()
     assert names(model) == NAMES
     assert names(symbolic_trace(model)) == NAMES
-
-
-def test_an_exported_model_has_the_same_site_names() -> None:
-    model = Model().eval()
     assert names(export(model, (torch.randn(2, 4),))) == NAMES
+
+
+def test_a_module_with_two_paths_is_known_by_the_first_and_to_export_by_the_path_called() -> None:
+    shared = nn.ReLU()
+    model = nn.Sequential(shared, nn.Linear(4, 4), shared, nn.Linear(4, 4), shared).eval()
+    assert names(model) == ["0", "0#1", "0#2"]
+    assert names(symbolic_trace(model)) == ["0", "0#1", "0#2"]
+    # An exported graph has forgotten that they are one module: it has neither state nor identity.
+    assert names(export(model, (torch.randn(2, 4),))) == ["0", "2", "4"]
 
 
 def test_a_site_keeps_its_name_when_an_earlier_call_of_its_module_is_removed() -> None:

@@ -59,9 +59,9 @@ def test_a_number_or_a_fraction_of_rectifiers_goes_lowest_entropy_first(
 
 
 def test_a_fraction_is_not_a_victim_of_binary_rounding() -> None:
-    model = seeded(lambda: Ladder([0.1] * 100))
-    plan = fxreduce.analyze(model, [points(8, 1)]).plan(budget=0.29, compensate="identity")
-    assert len(plan.sites) == 29
+    context = Context(torch.fx.symbolic_trace(nn.ReLU()), sites=100, outputs=lambda module: [])
+    for hundredths in range(101):
+        assert fxreduce.Fraction(hundredths / 100).begin(context).n == hundredths
 
 
 def test_entropy_below_removes_while_the_lowest_entropy_is_below(
