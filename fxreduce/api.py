@@ -149,6 +149,7 @@ def fuse(
     return execute(captured, Decisions(as_cost(cost)), example=example, disable=disabled)
 
 
+@torch.inference_mode(False)  # or what takes a rectifier's place could not be trained
 def linearize(
     graph_module: Model,
     sites: Iterable[str],

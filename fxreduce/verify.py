@@ -155,8 +155,9 @@ def _compare(
 
 def _outputs(module: nn.Module, forward: Forward, inputs: Any) -> Any:
     """The module's outputs in float64; in its own dtype where its graph is bound to one."""
+    precise = module if model_dtype(module) == torch.float64 else deepcopy(module).double()
     with torch.no_grad():
         try:
-            return forward(deepcopy(module).double(), copied(inputs, torch.float64))
+            return forward(precise, copied(inputs, torch.float64))
         except (RuntimeError, TypeError, AssertionError):
-            return forward(deepcopy(module), copied(inputs))
+            return forward(module, copied(inputs))

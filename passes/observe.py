@@ -24,9 +24,9 @@ from fxreduce.calibration.fill import filling
 from fxreduce.calibration.observer import Observer
 from fxreduce.errors import CalibrationError
 from fxreduce.graph.layout import channel_axis
-from fxreduce.graph.nodes import module_of, shape_of
+from fxreduce.graph.nodes import has_hooks, module_of, shape_of
 from fxreduce.graph.recorder import Recorder
-from fxreduce.graph.rectifiers import Rectifier, Site, find_sites, parameters_of, read_rectifier
+from fxreduce.graph.rectifiers import Rectifier, Site, find_sites, parameters_of
 from fxreduce.passes.base import PassResult
 
 OBSERVERS = "fxreduce_observers"
@@ -60,10 +60,7 @@ class Observe:
         for number, (site, observer) in enumerate(made):
             path = f"{OBSERVERS}.{number}"
             why = f"observes the pre-activation of {site.name}"
-            # Read anew, as it may be a rectifier whose place an observer has taken.
-            rectifier = read_rectifier(recorder.graph_module, site.node)
-            assert rectifier is not None  # as it was found above
-            seen = recorder.insert(path, observer, rectifier.input, site.node, why)
+            seen = recorder.insert(path, observer, site.rectifier.input, site.node, why)
             if observer.replaces:
                 recorder.replace(site.node, seen, "the observer rectifies what it has in cache")
         return PassResult.of(recorder)
@@ -71,12 +68,14 @@ class Observe:
     def _observer(self, graph_module: GraphModule, site: Site) -> Observer:
         rectifier = site.rectifier
         numbers = parameters_of(graph_module, site.node, rectifier.kind)
+        module = module_of(graph_module, site.node)
+        hooked = module is not None and has_hooks(module)  # hooks run only with the call itself
         return Observer(
             site.name,
             self.axes.get(site.name, site_axis(graph_module, site)),
             rectify=evaluator(graph_module, rectifier),
             moments=self.moments,
-            fill=filling(rectifier.kind, numbers),
+            fill=None if hooked else filling(rectifier.kind, numbers),
             in_place=rectifier.inplace,
         )
 

@@ -7,14 +7,16 @@ from collections.abc import Collection
 from fxreduce.errors import UnsupportedError
 from fxreduce.operators.cost import CostModel, FlopsCost
 from fxreduce.passes.base import Pass, Pipeline, Repeat, pass_names
+from fxreduce.passes.drop_checks import DropChecks
 from fxreduce.passes.drop_identities import DropIdentities
 from fxreduce.passes.fuse_chain import FuseChain
 from fxreduce.passes.fuse_parallel import FuseParallel
 from fxreduce.passes.single_assignment import SingleAssignment
 
-# Identities go first: they stand between operators, and they hide that two names are one tensor.
+# Checks and identities go first: they stand between operators, the former as readers, the latter
+# hiding that two names are one tensor.
 # Then every state of a tensor gets a name of its own, so that later passes need only count readers.
-PREPARE: tuple[Pass, ...] = (DropIdentities(), SingleAssignment())
+PREPARE: tuple[Pass, ...] = (DropChecks(), DropIdentities(), SingleAssignment())
 
 
 _OWN: Pipeline = (*PREPARE, FuseChain(), FuseParallel())

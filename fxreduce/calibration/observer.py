@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from itertools import groupby
 from typing import NoReturn
 
 import torch
@@ -12,15 +11,11 @@ from torch import Tensor, nn
 
 from fxreduce.calibration.grid import Grid
 from fxreduce.calibration.statistics import ChannelStatistics, Moments, binary_entropy
-from fxreduce.calibration.sums import BlockSums, Fill, Rectify, Shift, whole_sums, widened
+from fxreduce.calibration.sums import BlockSums, Fill, Rectify, Shift, whole_sums
 from fxreduce.errors import CalibrationError
 
 # Numbers that wait to be added up together: many batches cost hardly more than one.
 _WAITING = 1 << 16
-# A mean further from zero than this many standard deviations is subtracted before squaring.
-_FAR = 16.0
-# How many values per channel that mean is estimated from, at least.
-_SAMPLE = 4096
 
 
 class Observer(nn.Module):
@@ -56,6 +51,11 @@ class Observer(nn.Module):
         in_place: bool = False,
     ) -> None:
         super().__init__()
+        if channel_axis >= 0:
+            raise CalibrationError(
+                f"the channel axis of {site} must be counted from the right, as -1 or -3; seen: "
+                f"{channel_axis}"
+            )
         if moments and rectify is None:
             raise CalibrationError(
                 f"the moments of {site} need its rectifier; pass rectify, or moments=False"
@@ -144,7 +144,8 @@ class Observer(nn.Module):
                 "other sizes need the channel axis to be another one"
             )
         if self.moments and self._totals is None:
-            self._shift = self._shift_for(z)
+            # Batches with one shift can be added, so the first one decides.
+            self._shift = Shift.near(z, self.channel_axis, self._rectified)
         grid = Grid.of(z, self.channel_axis) if z.device.type == "cpu" else None
         self._sums = None if grid is None else BlockSums(grid, z.dtype, self._shift)
         self._per_channel = z.numel() // max(channels, 1)
@@ -175,22 +176,6 @@ class Observer(nn.Module):
     def _rectified(self, z: Tensor) -> Tensor:
         (rectify,) = self._rectify
         return rectify(z)
-
-    def _shift_for(self, z: Tensor) -> Shift | None:
-        """The first batch decides about the shift: batches with one shift can be added."""
-        if not z.numel():
-            return None
-        axes = [axis for axis in range(z.dim()) if axis != z.dim() + self.channel_axis]
-        per_sample = z[:1].numel() // z.shape[self.channel_axis]
-        sample = z[: -(-_SAMPLE // max(per_sample, 1))] if axes else z.unsqueeze(0)
-        variance, mean = torch.var_mean(widened(sample), axes or 0, correction=0)
-        if bool((mean.abs() <= _FAR * variance.sqrt()).all()):
-            return None
-        mean = mean.nan_to_num(0.0, 0.0, 0.0)
-        shape = [1] * z.dim()
-        shape[self.channel_axis] = -1
-        aligned = mean.to(z.dtype).view(shape)
-        return Shift(widened(aligned).flatten(), widened(self._rectified(aligned)).flatten())
 
     def _wait(self, numbers: Tensor, latest: Tensor) -> None:
         self._latest = latest
@@ -238,17 +223,18 @@ class Observer(nn.Module):
 
 
 def require_finite(observers: Iterable[Observer], batch: int) -> None:
-    """Check what observers saw last, with one synchronisation for all of them on a device.
+    """Check what observers saw last on a CPU; `statistics` checks all that they have seen.
+
+    Looking at an accelerator's numbers would wait for its queue, batch after batch.
 
     Raises:
         CalibrationError: there were values that are not finite; names the batch and the first site.
     """
-    seen = [(each, each._latest) for each in observers if each._latest is not None]
-    for _, group in groupby(seen, key=lambda each: each[1].device):
-        latest = list(group)
-        if bool(torch.cat([numbers.flatten() for _, numbers in latest]).sum().isnan()):
-            first = next(each for each, numbers in latest if bool(numbers.isnan().any()))
-            raise CalibrationError(_not_finite(first.site, batch))
+    seen = [(each.site, each._latest) for each in observers]
+    latest = [(site, numbers) for site, numbers in seen if numbers is not None and numbers.is_cpu]
+    if latest and bool(torch.cat([numbers.flatten() for _, numbers in latest]).sum().isnan()):
+        site = next(site for site, numbers in latest if bool(numbers.isnan().any()))
+        raise CalibrationError(_not_finite(site, batch))
 
 
 def _laid_out_like(z: Tensor, output: Tensor | None) -> Tensor | None:

@@ -30,6 +30,10 @@ Fill = Callable[[Tensor, Tensor], object]
 _CODES = {torch.float32: (2.0**127, 2.0**-22), torch.float64: (2.0**1023, 2.0**-51)}
 _RATIO = 4096.0  # of a positive value's code to a negative value's
 
+# A mean further from zero than this many standard deviations is subtracted before squaring. Its
+# estimate takes at least so many values of each channel.
+_FAR, _SAMPLE = 16.0, 4096
+
 _thread = threading.local()
 
 
@@ -44,6 +48,22 @@ class Shift:
 
     z: Tensor
     output: Tensor
+
+    @classmethod
+    def near(cls, z: Tensor, channel_axis: int, rectify: Rectify) -> Shift | None:
+        """A shift near the means of pre-activations like these; None where they are near zero."""
+        if not z.numel():
+            return None
+        axes = [axis for axis in range(z.dim()) if axis != z.dim() + channel_axis]
+        per_sample = z[:1].numel() // z.shape[channel_axis]
+        sample = z[: -(-_SAMPLE // max(per_sample, 1))] if axes else z.unsqueeze(0)
+        variance, mean = torch.var_mean(widened(sample), axes or [0], correction=0)
+        if bool((mean.abs() <= _FAR * variance.sqrt()).all()):
+            return None
+        shape = [1] * z.dim()
+        shape[channel_axis] = -1
+        aligned = mean.nan_to_num(0.0, 0.0, 0.0).to(z.dtype).view(shape)
+        return cls(widened(aligned).flatten(), widened(rectify(aligned)).flatten())
 
 
 def whole_sums(

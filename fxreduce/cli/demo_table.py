@@ -73,22 +73,24 @@ def _notes(settings: Settings) -> str:
 
 
 def _summary(rows: list[Row]) -> str:
-    auto = [row for row in rows if row.way.budget == "auto" and row.way.compensate == "channel"]
-    gains = " and ".join(
-        f"the {row.network} network {row.ratio:.2f} times as fast at {row.after.accuracy:.1%} test "
-        f"accuracy (before: {row.before.accuracy:.1%})"
-        for row in auto
-    )
-    fixed = {
+    found = {(row.network, row.way.label, row.way.compensate): row for row in rows}
+    networks = dict.fromkeys(row.network for row in rows)
+    fixed = rows[-1].way.label
+    gains = []
+    for network in networks:
+        merged, auto = found[network, "none", "identity"], found[network, "auto", "channel"]
+        gains.append(
+            f"the {network} network {auto.ratio:.2f} times as fast (merging alone: "
+            f"{merged.ratio:.2f}) at {auto.after.accuracy:.1%} test accuracy (before: "
+            f"{auto.before.accuracy:.1%})"
+        )
+    kept = {
         compensate: " and ".join(
-            f"{row.after.accuracy:.1%}"
-            for row in rows
-            if isinstance(row.way.budget, float) and row.way.compensate == compensate
+            f"{found[network, fixed, compensate].after.accuracy:.1%}" for network in networks
         )
         for compensate in ("identity", "channel")
     }
-    label = next(row.way.label for row in rows if isinstance(row.way.budget, float))
     return (
-        f"Without retraining, auto makes {gains}; with {label} of the rectifiers gone, channel "
-        f"keeps {fixed['channel']} where identity keeps {fixed['identity']}."
+        f"Without retraining, auto makes {' and '.join(gains)}; with {fixed} of the rectifiers "
+        f"gone, channel keeps {kept['channel']} where identity keeps {kept['identity']}."
     )

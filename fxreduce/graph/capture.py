@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node, Tracer, symbolic_trace
 
 from fxreduce.errors import CaptureError, first_line
-from fxreduce.graph.nodes import argument, module_of
+from fxreduce.graph.nodes import argument, has_hooks, module_of
 from fxreduce.graph.rectifiers import find_sites
 from fxreduce.graph.shapes import call, copied, propagate_shapes
 
@@ -33,10 +33,14 @@ _MODE_DEPENDENT = (
 
 @dataclass(frozen=True)
 class CaptureRecord:
-    """How a graph was captured: the rung that served, and why each earlier one did not."""
+    """How a graph was captured: the rung that served, and why each earlier one did not.
+
+    `hooked` names modules whose forward hooks tracing leaves behind.
+    """
 
     rung: str
     failed: tuple[tuple[str, str], ...] = ()
+    hooked: tuple[str, ...] = ()
 
 
 def capture(model: Model, example_inputs: Any = None) -> GraphModule:
@@ -53,7 +57,9 @@ def capture(model: Model, example_inputs: Any = None) -> GraphModule:
     Raises:
         CaptureError: the model is in train mode, or no rung could capture it.
     """
-    graph_module, record = _climb(model)
+    with torch.inference_mode(False):  # or the copy could not be trained
+        graph_module, record = _climb(model)
+    record = replace(record, hooked=_hooked(as_module(model), graph_module))
     _refuse_training(graph_module)  # a function may have been told to train all the same
     find_sites(graph_module)  # names the sites while all of them are there
     graph_module.meta[_CAPTURE] = record
@@ -66,6 +72,14 @@ def capture_record(graph_module: GraphModule) -> CaptureRecord:
     """How the graph module was captured."""
     record = graph_module.meta.get(_CAPTURE)
     return record if isinstance(record, CaptureRecord) else CaptureRecord("graph module")
+
+
+def notes(graph_module: GraphModule) -> tuple[str, ...]:
+    """What a user should know of the capture."""
+    return tuple(
+        f"forward hooks of {name or 'the model itself'} are not part of the graph and do not run"
+        for name in capture_record(graph_module).hooked
+    )
 
 
 def as_module(model: Model) -> nn.Module:
@@ -114,6 +128,14 @@ def _climb(model: Model) -> tuple[GraphModule, CaptureRecord]:
         f"{type(module).__name__} could not be traced ({reasons}). Export it with "
         "torch.export.export(model, example_inputs) and pass the ExportedProgram, or pass a part "
         "of the model without data-dependent control flow"
+    )
+
+
+def _hooked(module: nn.Module, graph_module: GraphModule) -> tuple[str, ...]:
+    """Modules with forward hooks that the graph does not call as such."""
+    called = {str(node.target) for node in graph_module.graph.find_nodes(op="call_module")}
+    return tuple(
+        name for name, part in module.named_modules() if has_hooks(part) and name not in called
     )
 
 

@@ -13,9 +13,11 @@ from torch.utils import _pytree as pytree
 from fxreduce.errors import EquivalenceError
 
 # Merging is arithmetic in float64. What remains is the rounding of merged weights to the model's
-# dtype, once for each of a chain of layers, and for float64 the order of summation.
+# dtype, once for each of a chain of layers, and for float64 the order of summation. Half precision
+# gets a tighter multiple, as a loose one would excuse anything; its merging is proved in float64.
 FLOAT64_TOLERANCE = 1e-9
-ROUNDINGS = 256
+FLOAT32_ROUNDINGS = 256
+HALF_ROUNDINGS = 32
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,13 @@ class Difference:
 
 def tolerance(dtype: torch.dtype) -> float:
     """The relative deviation that rounding to `dtype` explains."""
-    return max(FLOAT64_TOLERANCE, ROUNDINGS * torch.finfo(dtype).eps)
+    roundings = HALF_ROUNDINGS if is_half(dtype) else FLOAT32_ROUNDINGS
+    return max(FLOAT64_TOLERANCE, roundings * torch.finfo(dtype).eps)
+
+
+def is_half(dtype: torch.dtype) -> bool:
+    """Whether the dtype is coarser than float32."""
+    return torch.finfo(dtype).eps > torch.finfo(torch.float32).eps
 
 
 def model_dtype(module: nn.Module) -> torch.dtype:

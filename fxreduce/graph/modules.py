@@ -68,14 +68,22 @@ class BorderedConv(nn.Module):
 
 
 def to_module(operator: Operator, like: Tensor | None) -> nn.Module:
-    """The operator as a trainable module in eval mode, with the dtype and device of `like`.
+    """The operator as a module in eval mode, with the dtype and device of `like`.
 
-    A 4-D weight takes over the memory format of `like`. Without `like`, torch's defaults serve.
+    A 4-D weight takes over the memory format of `like`, and where `like` is a frozen parameter the
+    module is frozen too. Without `like`, torch's defaults serve.
     """
+    frozen = isinstance(like, nn.Parameter) and not like.requires_grad
     like = torch.empty(0) if like is None else like
-    if isinstance(operator, ScaleShift):
-        scale, shift = (_cast(tensor, like) for tensor in (operator.scale, operator.shift))
-        return ChannelAffine(scale, shift, operator.rank).eval()
+    module = _scale(operator, like) if isinstance(operator, ScaleShift) else _conv(operator, like)
+    return module.requires_grad_(not frozen).eval()
+
+
+def _scale(operator: ScaleShift, like: Tensor) -> nn.Module:
+    return ChannelAffine(_cast(operator.scale, like), _cast(operator.shift, like), operator.rank)
+
+
+def _conv(operator: Conv, like: Tensor) -> nn.Module:
     weight = _cast(operator.weight, like)
     if like.dim() == 4 and weight.dim() == 4 and _is_channels_last(like):
         weight = weight.contiguous(memory_format=torch.channels_last)
@@ -86,8 +94,8 @@ def to_module(operator: Operator, like: Tensor | None) -> nn.Module:
     if border is None:
         if bias is not None:
             conv.bias = nn.Parameter(bias)
-        return conv.eval()
-    return BorderedConv(conv, _cast(border, like).unsqueeze(1), bias).eval()
+        return conv
+    return BorderedConv(conv, _cast(border, like).unsqueeze(1), bias)
 
 
 def _empty(operator: Conv, bias: bool) -> nn.Module:

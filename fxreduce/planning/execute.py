@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 
+import torch
 from torch.fx import GraphModule
 
-from fxreduce.graph.capture import capture_record
+from fxreduce.graph.capture import capture_record, notes
+from fxreduce.graph.compare import is_half, model_dtype
 from fxreduce.graph.count import count_affine
 from fxreduce.graph.recorder import RefusedRewrite
 from fxreduce.graph.rectifiers import find_sites
@@ -42,6 +45,7 @@ class Decisions:
     refusals: tuple[RefusedRewrite, ...] = ()
 
 
+@torch.inference_mode(False)  # or merged weights could not be trained
 def execute(
     graph_module: GraphModule,
     decisions: Decisions,
@@ -73,6 +77,10 @@ def execute(
     prepared = run_pipeline(graph_module, PREPARE, disable=disable, check=checker(graph_module))
     unmerged = run_pipeline(prepared.graph_module, (removal,), disable=disable)
     check = checker(unmerged.graph_module)
+    if check is not None and is_half(model_dtype(unmerged.graph_module)):
+        # Rounding to half precision hides a wrong merge; on a float64 copy nothing does.
+        precise = deepcopy(unmerged.graph_module).double()
+        run_pipeline(precise, merging, disable=disable, check=checker(precise))
     merged = run_pipeline(unmerged.graph_module, merging, disable=disable, check=check)
     kept = {site.name for site in find_sites(merged.graph_module)}
     before, after = count_affine(graph_module), count_affine(merged.graph_module)
@@ -97,7 +105,7 @@ def execute(
         ),
         removed=tuple(name for name in decisions.sites if name not in kept),
         refusals=tuple(dict.fromkeys(refusals)),
-        decisions=decisions.lines,
+        decisions=(*notes(graph_module), *decisions.lines),
         operators_before=before.operators,
         operators_after=after.operators,
         macs_before=before.multiply_adds,

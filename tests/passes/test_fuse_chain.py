@@ -57,7 +57,7 @@ def double(*shape: int) -> Tensor:
     [
         ([nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6)], [nn.Conv2d]),
         ([nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3)], [nn.Conv2d]),
-        ([nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3, padding=1)], [BorderedConv]),
+        ([nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3, padding=1)], [BorderedConv]),
         ([nn.Conv2d(4, 6, 3, 2, 1, groups=2), nn.BatchNorm2d(6, affine=False)], [nn.Conv2d]),
         ([nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, 2), nn.BatchNorm2d(6)], [nn.ConvTranspose2d]),
         ([nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 2, 1, stride=2)], [nn.Conv2d]),
@@ -95,14 +95,14 @@ def test_a_chain_becomes_one_operator(layers: list[nn.Module], after: list[type]
             "would read beyond that border",
         ),
         (
-            [nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)],
+            [nn.Conv2d(32, 32, 3), nn.Conv2d(32, 32, 3)],
             [nn.Conv2d, nn.Conv2d],
-            "merging would take 400 multiply-adds for each output position, the two take 288",
+            "merging would take 25,600 multiply-adds for each output position, the two take 18,432",
         ),
         (
-            [nn.Conv2d(4, 24, 1), nn.Conv2d(24, 24, 3, groups=24)],
+            [nn.Conv2d(16, 96, 1), nn.Conv2d(96, 96, 3, groups=96)],
             [nn.Conv2d, nn.Conv2d],
-            "merging would take 864 multiply-adds for each output position, the two take 312",
+            "merging would take 13,824 multiply-adds for each output position, the two take 2,400",
         ),
         (
             [nn.ConvTranspose2d(4, 4, 2, 2), nn.Conv2d(4, 4, 1)],
@@ -119,7 +119,8 @@ def test_a_chain_becomes_one_operator(layers: list[nn.Module], after: list[type]
 def test_what_is_not_exact_or_does_not_pay_stays_with_the_reason(
     layers: list[nn.Module], after: list[type], reason: str
 ) -> None:
-    result = check(nn.Sequential(*layers), double(2, 4, 8, 6), after, [reason])
+    channels = getattr(layers[0], "in_channels", 4)
+    result = check(nn.Sequential(*layers), double(2, channels, 8, 6), after, [reason])
     assert not result.modified
     assert result.refusals[0].where == "0 → 1"
 

@@ -12,6 +12,7 @@ from checks import assert_close, randomised
 from torch import Tensor, nn
 from torch.export import export
 
+import fxreduce
 from fxreduce.graph.capture import capture
 from fxreduce.graph.modules import ChannelAffine
 from fxreduce.passes.base import PassResult
@@ -71,9 +72,7 @@ def test_branches_and_the_skip_become_one(forward: Forward, merged: type, erased
     assert type(result.graph_module.get_submodule(str(node.target))) is merged
     exported = FuseParallel().run(capture(export(model, (image(),))))
     x = image()
-    assert_close(
-        model(x.clone()), exported.graph_module(x.clone())[0] if False else exported.graph_module(x)
-    )
+    assert_close(model(x.clone()), exported.graph_module(x.clone()))
     assert exported.modified
 
 
@@ -151,8 +150,7 @@ def test_a_merger_that_costs_more_is_refused_with_both_figures() -> None:
 
     result = FuseParallel().run(capture(Grouped().eval()))
     assert [refusal.reason for refusal in result.refusals] == [
-        f"merging would take {64 * 64 * 49:,} multiply-adds for each output position, "
-        f"the branches take {64 * 49 + 64 * 64:,}"
+        "merging would take 200,704 multiply-adds for each output position, the branches take 7,232"
     ]
 
 
@@ -164,7 +162,6 @@ def test_numbers_alone_are_no_branches() -> None:
 
 def test_a_bordered_branch_and_the_skip_are_one_bordered_convolution() -> None:
     model = randomised(nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)))
-    import fxreduce
 
     class Residual(nn.Module):
         def __init__(self) -> None:
@@ -175,7 +172,7 @@ def test_a_bordered_branch_and_the_skip_are_one_bordered_convolution() -> None:
             return self.branch(x) + x
 
     residual = Residual().eval()
-    fused = fxreduce.fuse(residual)
+    fused = fxreduce.fuse(residual, example_inputs=image())
     assert fxreduce.report(fused).operators_after == 1
     for size in ((1, 1), (2, 5), (6, 6)):
         x = torch.randn(2, 4, *size, dtype=torch.float64)

@@ -1,0 +1,67 @@
+"""Observers change no value, bit for bit, and stand at the sites that were asked for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from checks import assert_unchanged, state
+from hypothesis import given
+from networks import Network
+from strategies import networks
+from torch import Tensor, nn
+
+from fxreduce.errors import CalibrationError
+from fxreduce.graph.capture import capture
+from fxreduce.graph.rectifiers import find_sites
+from fxreduce.passes.observe import Observe, observers, site_axis
+
+
+@given(networks())
+def test_a_graph_with_observers_computes_the_same_bits(drawn: tuple[Network, Tensor]) -> None:
+    net, x = drawn
+    graph_module = capture(net, x)
+    before, sites = state(graph_module), find_sites(graph_module)
+    result = Observe().run(graph_module)
+    assert_unchanged(graph_module, before)
+    assert len(observers(result.graph_module)) == len(sites)
+    given_to_net, given_to_result = x.clone(), x.clone()
+    with torch.no_grad():
+        expected, seen = net(given_to_net), result.graph_module(given_to_result)
+    for a, b in zip(expected, seen, strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(given_to_net, given_to_result)
+
+
+class Behind(nn.Module):
+    """Rectifiers one behind the other, in place and not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.act(self.act(F.leaky_relu(x + 1))))
+
+
+def test_rectifiers_one_behind_the_other_are_all_observed() -> None:
+    x = torch.randn(4, 3)
+    result = Observe().run(capture(Behind().eval(), x))
+    names = [observer.site for observer in observers(result.graph_module)]
+    assert names == ["leaky_relu", "act", "act#1", "gelu"]
+    assert torch.equal(Behind()(x), result.graph_module(x))
+
+
+def test_only_the_sites_that_were_asked_for_are_observed_along_the_axis_given() -> None:
+    graph_module = capture(Behind().eval(), torch.randn(4, 3))
+    result = Observe(sites=("act", "gelu"), axes={"gelu": -2}).run(graph_module)
+    assert [(each.site, each.channel_axis) for each in observers(result.graph_module)] == [
+        ("act", -1),
+        ("gelu", -2),
+    ]
+
+
+def test_without_the_shape_of_a_pre_activation_it_cannot_be_observed() -> None:
+    graph_module = capture(Behind().eval())
+    with pytest.raises(CalibrationError, match="shape of the pre-activation of leaky_relu is not"):
+        site_axis(graph_module, find_sites(graph_module)[0])
