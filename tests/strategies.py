@@ -72,7 +72,7 @@ def convs(draw: DrawFn, rank: int, channels: int, *, transposed: bool | None = N
         )
         shape = (channels, width // groups, *kernel)
     else:
-        options["padding_mode"] = draw(st.sampled_from(MODES)) if rank else "zeros"
+        options["padding_mode"] = draw(st.sampled_from(("zeros", *MODES))) if rank else "zeros"
         shape = (width, channels // groups, *kernel)
     return Conv(
         draw(tensors(*shape)),

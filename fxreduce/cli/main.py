@@ -146,9 +146,9 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         help="calibrate on at most N images (default %(default)s)",
     )
     parser.add_argument(
-        "--batch-size", type=_positive, default=32, metavar="N", help="default %(default)s"
+        "--batch-size", type=_positive, default=32, metavar="N", help="images (default %(default)s)"
     )
-    parser.add_argument("--device", default="cpu", help="default %(default)s")
+    parser.add_argument("--device", default="cpu", help="as in cuda:0 (default %(default)s)")
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:

@@ -231,7 +231,7 @@ def test_approximate_fusing_is_refused() -> None:
     ("options", "message"),
     [
         ({"cost": "gold"}, r"cost is a CostModel or one of 'flops'; seen: 'gold'"),
-        ({"disable": ["magic"]}, r"names of passes \(drop_identities, .*\); seen: 'magic'"),
+        ({"disable": ["magic"]}, r"names of passes \(drop_checks, .*\); seen: 'magic'"),
     ],
 )
 def test_unknown_names_are_refused_with_the_valid_ones(

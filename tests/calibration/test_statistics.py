@@ -85,7 +85,8 @@ def test_the_published_codes_entropy_is_a_mean_over_batches_and_counts_zero_as_o
 
 def test_a_site_without_channels_or_batches_has_no_entropy() -> None:
     assert counted([], []).entropy() == 0
-    nothing = ChannelStatistics(*[torch.zeros(2)] * 4, 0)
+    zeros = torch.zeros(2, dtype=torch.int64)
+    nothing = ChannelStatistics(zeros, zeros, zeros, zeros.double(), 0)
     assert nothing.entropy("easier-code") == 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from checks import assert_close
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import chains, images
 from torch import Tensor
@@ -52,6 +52,7 @@ def random(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64)
 
 
+@settings(max_examples=settings().max_examples * 3)  # there are many kinds of pairs
 @given(st.data(), chains(2))
 def test_two_operators_compose_exactly_where_the_table_says_so(
     data: st.DataObject, chain: list[Operator]
@@ -125,6 +126,46 @@ def test_a_bias_before_padding_reaches_the_border_as_often_as_taps_are_inside() 
         [6, 9, 9, 6],
         [4, 6, 6, 4],
     ]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (6, 7)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_padding_behind_a_strided_pointwise_is_stretched_by_its_stride(
+    size: tuple[int, int], bias: bool
+) -> None:
+    f = Conv(random(3, 2, 1, 1), random(3) if bias else None, stride=(2, 3))
+    g = Conv(random(4, 3, 3, 3), random(4), stride=(1, 2), padding=(1, 2), dilation=(2, 1))
+    merged = compose(f, g)
+    assert isinstance(merged, Conv)
+    assert (merged.padding, merged.stride, merged.dilation) == ((2, 6), (2, 6), (4, 3))
+    assert_same_map(merged, [f, g], random(2, 2, *size))
+
+
+def test_a_border_is_carried_through_all_that_may_stand_around_it() -> None:
+    before = [ScaleShift(random(2), random(2), 2), Conv(random(3, 2, 1, 1), random(3))]
+    padded = Conv(random(4, 3, 3, 3), random(4), padding=(1, 1))
+    behind = [
+        ScaleShift(random(4), random(4), 2),
+        Conv(random(4, 2, 1, 1), random(4), groups=2),
+        Conv(random(3, 4, 2, 3), random(3), stride=(2, 1), dilation=(1, 2)),
+    ]
+    chain = [*before, padded, *behind]
+    forwards: Operator | Refusal = chain[0]
+    for operator in chain[1:]:
+        assert not isinstance(forwards, Refusal)
+        forwards = compose(forwards, operator)
+    backwards: Operator | Refusal = chain[-1]
+    for operator in reversed(chain[2:-1]):
+        assert not isinstance(backwards, Refusal)
+        backwards = compose(operator, backwards)
+    for operator in reversed(before):  # the second bias meets a border that is there already
+        assert not isinstance(backwards, Refusal)
+        backwards = compose(operator, backwards)
+    for merged in (forwards, backwards):
+        assert isinstance(merged, Conv)
+        assert merged.border is not None
+        for size in ((4, 7), (9, 6)):
+            assert_same_map(merged, chain, random(2, 2, *size))
 
 
 def test_without_a_bias_before_padding_no_border_is_carried() -> None:

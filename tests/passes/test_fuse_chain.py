@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
@@ -180,6 +181,19 @@ def test_a_call_that_overwrites_what_others_read_is_not_merged() -> None:
     seen, expected = x.clone(), x.clone()
     assert_close(model(expected), result.graph_module(seen))
     assert_close(expected, seen, 0)
+
+
+def test_a_merger_reads_its_input_when_the_first_operator_did() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = torch.tanh(x)
+        z = m.conv(y)
+        y.mul_(m.gain)
+        return m.norm(z) * y
+
+    model = Wiring(forward, conv=nn.Conv2d(2, 2, 1), norm=nn.BatchNorm2d(2))
+    model.gain = nn.Parameter(torch.rand(2, 1, 1))
+    refused = ["it overwrites a tensor that others read"]
+    check(model, double(2, 2, 3, 3), [nn.Conv2d], refused)
 
 
 def test_a_weight_that_the_graph_overwrites_is_not_baked_in() -> None:

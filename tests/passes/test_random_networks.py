@@ -74,7 +74,7 @@ def test_fusing_keeps_the_outputs_and_leaves_the_model_alone(
     assert_same(net, fxreduce.fuse(fused), x)
 
 
-@settings(max_examples=15)  # an export takes a second
+@settings(max_examples=settings().max_examples // 7)  # an export takes a second
 @given(networks(length=8))
 def test_fusing_an_exported_model_keeps_the_outputs(drawn: Drawn) -> None:
     net, x = drawn

@@ -1,0 +1,215 @@
+"""What calibration costs: a forward with observers at every rectifier, over the plain forward.
+
+    make bench-calibration
+    python benchmarks/calibration.py --batch 8 --models resnet18 mobilenet_v2 --json figures.json
+
+Time: plain, observed for entropies, and observed for entropies and moments take turns, and the
+ratio is that of the medians. An observed forward includes the check for values that are not
+finite. Memory: each of the three runs in a process of its own, and the ratio is that of the highest
+resident set sizes during the forwards, weights and libraries included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+import fxreduce
+from fxreduce.calibration.observer import require_finite
+from fxreduce.passes.observe import Observe, observers
+
+MODELS = ("resnet18", "vgg16_bn", "mobilenet_v2")
+KINDS = ("plain", "entropy", "moments")
+Forward = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured of one model; ratios are over the plain forward.
+
+    Attributes:
+        plain_ms: median milliseconds of a plain forward.
+        fastest_plain_ms: milliseconds of the fastest one.
+        entropy: ratio of the median seconds, observed for entropies.
+        moments: ratio of the median seconds, observed for entropies and moments.
+        fastest_entropy: ratio of the fastest forwards.
+        fastest_moments: ratio of the fastest forwards.
+        plain_mib: peak memory of plain forwards.
+        entropy_memory: ratio of the peaks.
+        moments_memory: ratio of the peaks.
+    """
+
+    model: str
+    plain_ms: float
+    fastest_plain_ms: float
+    entropy: float
+    moments: float
+    fastest_entropy: float
+    fastest_moments: float
+    plain_mib: float
+    entropy_memory: float
+    moments_memory: float
+
+
+def build(name: str, batch: int, size: int) -> tuple[nn.Module, Tensor]:
+    """A model with random weights and batch-norm statistics, and images for it."""
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, weights=None).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.5)
+            nn.init.normal_(module.running_mean, 0, 0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return model, torch.randn(batch, 3, size, size)
+
+
+def forward_of(kind: str, captured: GraphModule, images: Tensor) -> Forward:
+    """A forward of the captured model, plain or with observers."""
+    if kind == "plain":
+        return lambda: captured(images)
+    module = Observe(moments=kind == "moments").run(captured).graph_module
+    watching = observers(module)
+
+    def observed() -> None:
+        module(images)
+        require_finite(watching, 0)
+
+    return observed
+
+
+def seconds(forwards: Sequence[Forward], runs: int) -> list[list[float]]:
+    """The seconds of each forward, taken in turns."""
+    taken: list[list[float]] = [[] for _ in forwards]
+    for run in range(runs + 1):
+        for forward, times in zip(forwards, taken, strict=True):
+            start = time.perf_counter()
+            forward()
+            if run:  # the first round warms up
+                times.append(time.perf_counter() - start)
+    return taken
+
+
+@torch.no_grad()
+def peak_bytes(kind: str, name: str, batch: int, size: int) -> int:
+    """The highest resident set size of this process during two forwards."""
+    model, images = build(name, batch, size)
+    forward = forward_of(kind, fxreduce.capture(model, images[:1]), images)
+    del model
+    gc.collect()
+    reset = _reset_peak()
+    for _ in range(2):
+        forward()
+    if not reset:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in status if line.startswith("VmHWM:"))) * 1024
+
+
+def _reset_peak() -> bool:
+    """Whether the kernel let go of the peak so far, that of building and capturing the model."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def peak_in_process(kind: str, name: str, arguments: argparse.Namespace) -> int:
+    """`peak_bytes` in a process of its own."""
+    command = [sys.executable, __file__, "--peak", kind, "--models", name]
+    command += ["--batch", str(arguments.batch), "--size", str(arguments.size)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return int(output.split()[-1])
+
+
+@torch.no_grad()
+def measure(name: str, arguments: argparse.Namespace) -> Figures:
+    model, images = build(name, arguments.batch, arguments.size)
+    captured = fxreduce.capture(model, images[:1])
+    forwards: list[Forward] = [lambda: model(images)]
+    forwards += [forward_of(kind, captured, images) for kind in KINDS[1:]]
+    taken = seconds(forwards, arguments.runs)
+    plain, entropy, moments = (median(times) for times in taken)
+    fastest = [min(times) for times in taken]
+    peaks = [peak_in_process(kind, name, arguments) for kind in KINDS]
+    return Figures(
+        name,
+        plain * 1e3,
+        fastest[0] * 1e3,
+        entropy / plain,
+        moments / plain,
+        fastest[1] / fastest[0],
+        fastest[2] / fastest[0],
+        peaks[0] / 2**20,
+        peaks[1] / peaks[0],
+        peaks[2] / peaks[0],
+    )
+
+
+def table(figures: Sequence[Figures]) -> str:
+    """The figures, a model a line; in brackets the ratio of the fastest forwards."""
+    head = ("model", "plain ms", "entropy", "with moments", "plain MiB", "entropy", "with moments")
+    rows = [head]
+    for each in figures:
+        rows.append(
+            (
+                each.model,
+                f"{each.plain_ms:.1f}",
+                f"{each.entropy:.3f} ({each.fastest_entropy:.3f})",
+                f"{each.moments:.3f} ({each.fastest_moments:.3f})",
+                f"{each.plain_mib:.0f}",
+                f"{each.entropy_memory:.3f}",
+                f"{each.moments_memory:.3f}",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = [
+        "  ".join(cell.ljust(w) if not i else cell.rjust(w) for i, (cell, w) in enumerate(pairs))
+        for pairs in (list(zip(row, widths, strict=True)) for row in rows)
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="MODEL")
+    parser.add_argument("--batch", type=int, default=8, help="images in a batch (8)")
+    parser.add_argument("--size", type=int, default=224, help="their pixels a side (224)")
+    parser.add_argument("--runs", type=int, default=7, help="runs to take medians of (7)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--peak", choices=KINDS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(given)
+    if arguments.peak:
+        print(peak_bytes(arguments.peak, arguments.models[0], arguments.batch, arguments.size))
+        return
+    figures = [measure(name, arguments) for name in arguments.models]
+    print(
+        f"batch {arguments.batch}, {arguments.size} pixels, {arguments.runs} runs, "
+        f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}"
+    )
+    print(table(figures))
+    if arguments.json:
+        document = {"batch": arguments.batch, "size": arguments.size, "runs": arguments.runs}
+        document |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
+        document |= {"models": [asdict(each) for each in figures]}
+        arguments.json.write_text(json.dumps(document, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
