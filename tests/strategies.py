@@ -156,30 +156,30 @@ def _windows(growth: int) -> Sequence[tuple[int, int, int]]:
 
 
 @st.composite
-def layers(draw: DrawFn, shape: Sequence[int], *, affine: bool = False) -> nn.Module:
-    """A layer for values of a shape (N, C, ...); an affine one if so asked."""
+def layers(draw: DrawFn, shape: Sequence[int], *, same: bool = False) -> nn.Module:
+    """A layer for values of a shape (N, C, ...); an affine one that keeps the shape if so asked."""
     channels, rank = shape[1], len(shape) - 2
-    kinds = ["dense", "norm", "linear"] if affine else ["dense", "norm", "act", "linear", "other"]
-    kind = draw(st.sampled_from(kinds))
+    kinds = ["dense"] * 5 + ["norm"] * 4 + ["linear"]
+    kind = draw(st.sampled_from(kinds if same else [*kinds, "act", "act", "other"]))
     if kind == "act":
         act = draw(st.sampled_from((nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU)))
         return act(inplace=draw(st.booleans()))
     if kind == "other":
         return draw(st.sampled_from((nn.Identity(), nn.Dropout(), nn.GELU(), nn.PReLU(channels))))
     if kind == "linear" or (rank == 0 and kind == "dense"):
-        width = draw(st.sampled_from((shape[-1], channels, 3)))
+        width = shape[-1] if same else draw(st.sampled_from((shape[-1], channels, 3)))
         return nn.Linear(shape[-1], width, bias=draw(st.booleans()))
     if kind == "norm":
         norm = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d)[rank]
         return randomised(norm(channels, affine=draw(st.booleans())))
     groups, width = draw(groups_and_width(channels))
-    kernel = draw(st.sampled_from((1, 1, 3, 2)))
+    kernel = draw(st.sampled_from((1, 1, 3) if same else (1, 1, 3, 2)))
     return (nn.Conv1d, nn.Conv2d)[rank - 1](
         channels,
-        width,
+        channels if same else width,
         kernel,
-        draw(st.sampled_from((1, 1, 2))),
-        draw(st.sampled_from((0, kernel // 2))),
+        1 if same else draw(st.sampled_from((1, 1, 1, 2))),
+        kernel // 2 if same else draw(st.sampled_from((0, kernel // 2))),
         groups=groups,
         bias=draw(st.booleans()),
         padding_mode=draw(st.sampled_from(("zeros", "zeros", "zeros", "reflect", "circular"))),
@@ -194,9 +194,8 @@ def networks(draw: DrawFn, length: int = 10) -> tuple[Network, Tensor]:
     x = torch.randn(2, draw(st.sampled_from((2, 3, 4))), *(6, 5)[:rank], dtype=torch.float64)
     net, values = Network(), [x.clone()]
     for _ in range(draw(st.integers(1, length))):
-        draw(st.sampled_from((_layer, _layer, _layer, _layer, _reuse, _arithmetic, _join)))(
-            draw, net, values
-        )
+        kinds = (_layer, _layer, _layer, _residual, _residual, _reuse, _arithmetic, _join)
+        draw(st.sampled_from(kinds))(draw, net, values)
     extra = draw(st.lists(st.integers(0, len(values) - 1), max_size=1))
     net.returned = (-1, *extra)
     return net.double().eval(), x
@@ -205,7 +204,7 @@ def networks(draw: DrawFn, length: int = 10) -> tuple[Network, Tensor]:
 def _place(draw: DrawFn, values: list[Tensor]) -> int:
     """Mostly the latest value, so that chains grow; sometimes an earlier one."""
     latest = len(values) - 1
-    return draw(st.sampled_from((latest, latest, latest, draw(st.integers(0, latest)))))
+    return draw(st.sampled_from((*[latest] * 6, draw(st.integers(0, latest)))))
 
 
 def _layer(draw: DrawFn, net: Network, values: list[Tensor]) -> None:
@@ -255,18 +254,32 @@ def _arithmetic(draw: DrawFn, net: Network, values: list[Tensor]) -> None:
     net.extend(steps[kind], values, f"{len(values)}: {kind} of {place}")
 
 
+def _residual(draw: DrawFn, net: Network, values: list[Tensor]) -> None:
+    """Branches of layers that keep the shape, added to each other or to what they started from."""
+    start = _place(draw, values)
+    ends = [start]
+    for _ in range(draw(st.integers(1, 2))):
+        place = start
+        for _ in range(draw(st.integers(1, 3))):
+            name = net.keep(draw(layers(values[place].shape, same=True)))
+            told = f"{len(values)}: {getattr(net, name)} on {place}"
+            if net.extend(call(name, place), values, told):
+                place = len(values) - 1
+        ends.append(place)
+    _sum(draw, net, values, *ends[-2:])
+
+
 def _join(draw: DrawFn, net: Network, values: list[Tensor]) -> None:
-    """A branch over an earlier value, added to its like or to the value itself, or a cat."""
-    place = _place(draw, values)
-    for _ in range(draw(st.integers(0, 2))):
-        name = net.keep(draw(layers(values[place].shape, affine=True)))
-        net.extend(call(name, place), values, f"{len(values)}: {getattr(net, name)} on {place}")
-    left, right = _place(draw, values), draw(st.integers(0, len(values) - 1))
+    """A sum or a cat of any two values."""
+    _sum(draw, net, values, _place(draw, values), draw(st.integers(0, len(values) - 1)))
+
+
+def _sum(draw: DrawFn, net: Network, values: list[Tensor], left: int, right: int) -> None:
     steps: dict[str, Step] = {
         "sum": lambda net, v: v[left] + v[right],
-        "torch.add": lambda net, v: torch.add(v[left], v[right]),
+        "torch.add": lambda net, v: torch.add(v[right], v[left]),
         "add_": lambda net, v: v[left].add_(v[right]),
         "cat": lambda net, v: torch.cat((v[left], v[right]), 1),
     }
-    kind = draw(st.sampled_from(sorted(steps)))
+    kind = draw(st.sampled_from(("sum", "sum", "torch.add", "add_", "cat")))
     net.extend(steps[kind], values, f"{len(values)}: {kind} of {left} and {right}")

@@ -51,11 +51,12 @@ def difference(reference: Any, other: Any) -> Difference:
     Raises:
         EquivalenceError: the structures, or the shapes of two tensors, differ.
     """
-    leaves, structure = pytree.tree_flatten(reference)
-    others, other_structure = pytree.tree_flatten(other)
-    if structure != other_structure:
+    places, leaves = _leaves(reference)
+    other_places, others = _leaves(other)
+    if places != other_places:
         raise EquivalenceError(
-            f"the outputs have different structures: {structure} and {other_structure}"
+            f"the outputs have different structures: {', '.join(places) or 'nothing'} and "
+            f"{', '.join(other_places) or 'nothing'}"
         )
     max_abs = max_rel = 0.0
     for a, b in zip(leaves, others, strict=True):
@@ -69,6 +70,15 @@ def difference(reference: Any, other: Any) -> Difference:
         max_abs = max(max_abs, apart)
         max_rel = max(max_rel, apart / largest if largest > 0 else apart)
     return Difference(max_abs, max_rel)
+
+
+def _leaves(output: Any) -> tuple[list[str], list[Any]]:
+    """The values of an output, and where in it each one lies.
+
+    Places are compared, not containers: a graph returns dictionaries of a class of its own.
+    """
+    pairs, _ = pytree.tree_flatten_with_path(output)
+    return [f"output{pytree.keystr(path)}" for path, _ in pairs], [leaf for _, leaf in pairs]
 
 
 def _deviation(a: Tensor, b: Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -48,11 +49,18 @@ def test_the_worst_of_several_outputs_counts_and_no_tensors_are_left_out() -> No
 
 def test_other_structures_and_shapes_are_no_matter_of_tolerance() -> None:
     with pytest.raises(EquivalenceError, match="different structures"):
-        difference((torch.ones(1),), [torch.ones(1)])
+        difference((torch.ones(1),), {"out": torch.ones(1)})
+    with pytest.raises(EquivalenceError, match=r"output\[0\] and output\[0\], output\[1\]"):
+        difference((torch.ones(1),), (torch.ones(1), torch.ones(1)))
     with pytest.raises(EquivalenceError, match=r"an output of shape \(2,\) became \(1, 2\)"):
         difference(torch.ones(2), torch.ones(1, 2))
     with pytest.raises(EquivalenceError, match=r"an output of shape \(2,\) became float"):
         difference([torch.ones(2)], [1.0])
+
+
+def test_the_class_of_a_container_is_no_difference() -> None:
+    ours = torch.fx.immutable_collections.immutable_dict({"out": torch.ones(1)})
+    assert difference(OrderedDict(out=torch.ones(1)), ours).max_abs == 0
 
 
 def test_the_tolerance_follows_the_least_precise_parameter() -> None:

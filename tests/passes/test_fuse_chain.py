@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import combinations
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from checks import assert_close, randomised
-from hypothesis import given
-from strategies import chains
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from fxreduce.graph.affine import AffineCall
 from fxreduce.graph.capture import capture
 from fxreduce.graph.modules import BorderedConv, ChannelAffine
 from fxreduce.graph.recorder import Recorder
-from fxreduce.operators.affine import Operator, Refusal, on_meta
-from fxreduce.operators.compose import compose
-from fxreduce.operators.cost import FlopsCost, chain_cost
 from fxreduce.passes.base import PassResult
-from fxreduce.passes.fuse_chain import FuseChain, cheapest_cut, find_chains
+from fxreduce.passes.fuse_chain import FuseChain, find_chains
 
 READERS = "the first one's output has 2 readers"
 
@@ -258,41 +251,6 @@ def test_shapes_are_kept_for_later_passes() -> None:
     result = fused(nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)), double(2, 2, 5, 6))
     merged = next(node for node in result.graph_module.graph.nodes if node.op == "call_module")
     assert merged.meta["fxreduce.shape"] == (2, 3, 3, 4)
-
-
-def described(operators: list[Operator]) -> tuple[AffineCall, ...]:
-    """Calls of the operators, on nodes that nothing reads, with a weight each."""
-    graph = torch.fx.Graph()
-    node = graph.placeholder("x")
-    return tuple(AffineCall(operator, node, node, torch.ones(2)) for operator in operators)
-
-
-def cost_of(operators: list[Operator], bounds: tuple[int, ...]) -> float | None:
-    """The cost of a chain cut at `bounds`; None where a part cannot be merged."""
-    parts = []
-    for start, end in zip((0, *bounds), (*bounds, len(operators)), strict=True):
-        merged: Operator | Refusal = operators[start]
-        for operator in operators[start + 1 : end]:
-            if isinstance(merged, Refusal):
-                return None
-            merged = compose(merged, operator)
-        if isinstance(merged, Refusal):
-            return None
-        parts.append(merged)
-    return chain_cost(parts, FlopsCost())
-
-
-@given(chains(4))
-def test_no_other_cut_of_a_chain_costs_less(operators: list[Operator]) -> None:
-    operators = [on_meta(operator) for operator in operators]  # as the pass plans
-    parts = cheapest_cut(described(operators), FlopsCost()).parts
-    ends = [sum(map(len, parts[: i + 1])) for i in range(len(parts))]
-    chosen = cost_of(operators, tuple(ends[:-1]))
-    assert chosen is not None
-    for size in range(len(operators)):
-        for bounds in combinations(range(1, len(operators)), size):
-            other = cost_of(operators, bounds)
-            assert other is None or chosen <= other * (1 + 1e-12)
 
 
 def test_chains_are_maximal_and_end_where_a_value_has_two_readers() -> None:
