@@ -32,6 +32,7 @@ from torch.fx import GraphModule
 import fxreduce
 from fxreduce.calibration.observer import require_finite
 from fxreduce.passes.observe import Observe, observers
+from fxreduce.report.table import table
 
 MODELS = ("resnet18", "vgg16_bn", "mobilenet_v2")
 KINDS = ("plain", "entropy", "moments")
@@ -162,28 +163,22 @@ def measure(name: str, arguments: argparse.Namespace) -> Figures:
     )
 
 
-def table(figures: Sequence[Figures]) -> str:
+def rows(figures: Sequence[Figures]) -> str:
     """The figures, a model a line; in brackets the ratio of the fastest forwards."""
     head = ("model", "plain ms", "entropy", "with moments", "plain MiB", "entropy", "with moments")
-    rows = [head]
-    for each in figures:
-        rows.append(
-            (
-                each.model,
-                f"{each.plain_ms:.1f}",
-                f"{each.entropy:.3f} ({each.fastest_entropy:.3f})",
-                f"{each.moments:.3f} ({each.fastest_moments:.3f})",
-                f"{each.plain_mib:.0f}",
-                f"{each.entropy_memory:.3f}",
-                f"{each.moments_memory:.3f}",
-            )
+    cells = [
+        (
+            each.model,
+            f"{each.plain_ms:.1f}",
+            f"{each.entropy:.3f} ({each.fastest_entropy:.3f})",
+            f"{each.moments:.3f} ({each.fastest_moments:.3f})",
+            f"{each.plain_mib:.0f}",
+            f"{each.entropy_memory:.3f}",
+            f"{each.moments_memory:.3f}",
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = [
-        "  ".join(cell.ljust(w) if not i else cell.rjust(w) for i, (cell, w) in enumerate(pairs))
-        for pairs in (list(zip(row, widths, strict=True)) for row in rows)
+        for each in figures
     ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return table(head, cells)
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -203,7 +198,7 @@ def main(given: Sequence[str] | None = None) -> None:
         f"batch {arguments.batch}, {arguments.size} pixels, {arguments.runs} runs, "
         f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}"
     )
-    print(table(figures))
+    print(rows(figures))
     if arguments.json:
         document = {"batch": arguments.batch, "size": arguments.size, "runs": arguments.runs}
         document |= {"threads": torch.get_num_threads(), "torch": torch.__version__}

@@ -97,6 +97,8 @@ def site_axis(graph_module: GraphModule, site: Site) -> int:
             f"the shape of the pre-activation of {site.name} is not known; capture the model with "
             "example inputs before observing it"
         )
+    if not site.rectifier.elementwise and len(shape) > 1:
+        return 1 - len(shape)  # where torch's PReLU has its channels, whatever stands around it
     return channel_axis(graph_module, site.rectifier.input, len(shape))
 
 

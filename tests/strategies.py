@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from itertools import product
 from typing import Any
 
@@ -220,8 +221,7 @@ def _reuse(draw: DrawFn, net: Network, values: list[Tensor]) -> None:
     name, place = draw(st.sampled_from(sorted(net._modules))), _place(draw, values)
     module = getattr(net, name)
     if isinstance(module, nn.Conv2d) and draw(st.booleans()):
-        tied = type(module)(1, 1, 1)
-        tied.__dict__.update({k: v for k, v in module.__dict__.items() if k[0] != "_"})
+        tied = deepcopy(module)
         tied.weight, tied.bias = module.weight, None
         name = net.keep(tied)
     net.extend(call(name, place), values, f"{len(values)}: {name} again on {place}")

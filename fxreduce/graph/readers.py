@@ -140,14 +140,24 @@ def _batch_norm_module(graph_module: GraphModule, node: Node) -> Read:
     if module.training or module.running_mean is None or module.running_var is None:
         return Refusal("the batch-norm normalises by the batch's own statistics")
     return _batch_norm(
-        graph_module,
         given,
+        _norm_rank(graph_module, module, given),
         module.running_mean,
         module.running_var,
         module.weight,
         module.bias,
         module.eps,
     )
+
+
+def _norm_rank(graph_module: GraphModule, module: nn.Module, given: Node) -> int | None:
+    """Axes right of axis 1: a batch-norm refuses inputs of other ranks than its own."""
+    for cls, rank in ((nn.BatchNorm2d, 2), (nn.BatchNorm3d, 3)):
+        if implements(module, cls, ("_check_input_dim",)):
+            return rank
+    seen = trailing_axes(graph_module, given)
+    # A layer of higher rank before a BatchNorm1d must work on images without a batch axis.
+    return None if seen is not None and seen > 1 and isinstance(module, nn.BatchNorm1d) else seen
 
 
 def _batch_norm_function(graph_module: GraphModule, node: Node) -> Read:
@@ -164,19 +174,19 @@ def _batch_norm_function(graph_module: GraphModule, node: Node) -> Read:
     if argument(node, 5, "training", False) or mean is None or variance is None:
         return Refusal("the batch-norm normalises by the batch's own statistics")
     eps = argument(node, 7, "eps", 1e-5)
-    return _batch_norm(graph_module, given, mean, variance, tensors["weight"], tensors["bias"], eps)
+    rank = trailing_axes(graph_module, given)
+    return _batch_norm(given, rank, mean, variance, tensors["weight"], tensors["bias"], eps)
 
 
 def _batch_norm(
-    graph_module: GraphModule,
     given: Node,
+    rank: int | None,
     mean: Tensor,
     variance: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
 ) -> Read:
-    rank = trailing_axes(graph_module, given)
     if rank is None:
         return Refusal(
             "batch-norm normalises axis 1, and nothing tells how many axes its input has; capture "

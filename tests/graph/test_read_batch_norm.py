@@ -98,6 +98,26 @@ def test_without_example_inputs_the_layers_before_tell_the_axes(
     assert scale_shifts(graph_module, x)[-1].rank == rank
 
 
+class Unchecked(nn.BatchNorm2d):
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
+        """Takes inputs of every rank."""
+
+
+def test_a_norm_that_refuses_other_ranks_tells_its_own() -> None:
+    assert refusals(capture(nn.Sequential(nn.BatchNorm2d(4)).eval())) == {}
+    assert refusals(capture(nn.Sequential(nn.BatchNorm3d(4)).eval())) == {}
+    (reason,) = refusals(calling(Unchecked(4))).values()
+    assert reason.startswith(UNKNOWN)
+
+
+def test_a_norm_behind_a_layer_that_takes_images_without_a_batch_axis_is_refused() -> None:
+    model = nn.Sequential(nn.MaxPool2d(2, 1), nn.BatchNorm1d(2)).eval()
+    x = torch.randn(5, 3, 4)
+    assert [reason.startswith(UNKNOWN) for reason in refusals(capture(model)).values()] == [True]
+    (operator,) = scale_shifts(capture(model, x), x)
+    assert operator.rank == 1
+
+
 @pytest.mark.parametrize("before", [[], [nn.Linear(4, 4)], [nn.Unflatten(1, (4, 1))]])
 def test_where_nothing_tells_the_axes_it_is_refused_until_example_inputs_do(
     before: list[nn.Module],

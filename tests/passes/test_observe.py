@@ -61,6 +61,12 @@ def test_only_the_sites_that_were_asked_for_are_observed_along_the_axis_given() 
     ]
 
 
+def test_a_prelu_has_its_channels_on_axis_1_also_behind_a_linear() -> None:
+    model, x = nn.Sequential(nn.Linear(5, 5), nn.PReLU(2)).eval(), torch.randn(3, 2, 4, 5)
+    (observer,) = observers(Observe().run(capture(model, x)).graph_module)
+    assert observer.channel_axis == -3
+
+
 def test_without_the_shape_of_a_pre_activation_it_cannot_be_observed() -> None:
     graph_module = capture(Behind().eval())
     with pytest.raises(CalibrationError, match="shape of the pre-activation of leaky_relu is not"):
