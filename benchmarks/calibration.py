@@ -5,8 +5,8 @@
 
 Time: plain, observed for entropies, and observed for entropies and moments take turns, and the
 ratio is that of the medians. An observed forward includes the check for values that are not
-finite. Memory: each of the three runs in a process of its own, and the ratio is that of the highest
-resident set sizes during the forwards, weights and libraries included.
+finite. Memory: each of the three runs in processes of its own, and the ratio is that of the medians
+of their highest resident set sizes during the forwards, weights and libraries included.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from fxreduce.report.table import table
 
 MODELS = ("resnet18", "vgg16_bn", "mobilenet_v2")
 KINDS = ("plain", "entropy", "moments")
+PROCESSES = 3  # that memory is measured in; an odd number
 Forward = Callable[[], object]
 
 
@@ -68,16 +69,21 @@ class Figures:
 
 
 def build(name: str, batch: int, size: int) -> tuple[nn.Module, Tensor]:
-    """A model with random weights and batch-norm statistics, and images for it."""
+    """A model with random weights, and images for it.
+
+    Its batch-norms have random scales and shifts, and the statistics of images like these: what
+    training leaves. With statistics from nowhere most channels of a deep model would be constant.
+    """
     torch.manual_seed(0)
-    model = torchvision.models.get_model(name, weights=None).eval()
+    model = torchvision.models.get_model(name, weights=None)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0, 0.5)
-            nn.init.normal_(module.running_mean, 0, 0.3)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-    return model, torch.randn(batch, 3, size, size)
+            module.momentum = None  # a plain mean over what it sees
+    with torch.no_grad():
+        model.train()(torch.randn(2, 3, size, size))
+    return model.eval(), torch.randn(batch, 3, size, size)
 
 
 def forward_of(kind: str, captured: GraphModule, images: Tensor) -> Forward:
@@ -132,11 +138,14 @@ def _reset_peak() -> bool:
 
 
 def peak_in_process(kind: str, name: str, arguments: argparse.Namespace) -> int:
-    """`peak_bytes` in a process of its own."""
+    """`peak_bytes`, the median of several processes, which map memory differently."""
     command = [sys.executable, __file__, "--peak", kind, "--models", name]
     command += ["--batch", str(arguments.batch), "--size", str(arguments.size)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return int(output.split()[-1])
+    outputs = (
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        for _ in range(PROCESSES)
+    )
+    return median(int(output.split()[-1]) for output in outputs)
 
 
 @torch.no_grad()

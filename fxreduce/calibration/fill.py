@@ -8,10 +8,9 @@ its middle.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from math import inf
 
 import torch
-from torch import Tensor
 
 from fxreduce.calibration.sums import Fill
 
@@ -24,26 +23,27 @@ def filling(kind: str, parameters: Mapping[str, float] | None = None) -> Fill | 
         parameters: the rectifier's own, by torch's names; those left out have torch's defaults.
     """
     make = _FILLS.get(kind)
-    return None if make is None else partial(make, **(parameters or {}))
+    return None if make is None else make(**(parameters or {}))
 
 
-def _relu(z: Tensor, out: Tensor) -> None:
-    torch.clamp(z, min=0, out=out)
+def _relu() -> Fill:
+    return Fill(lambda z, out: torch.clamp(z, min=0, out=out), square_up_to=inf)
 
 
-def _hardtanh(z: Tensor, out: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> None:
-    torch.clamp(z, min_val, max_val, out=out)
+def _hardtanh(min_val: float = -1.0, max_val: float = 1.0) -> Fill:
+    bound = max_val if min_val == 0 else -inf
+    return Fill(lambda z, out: torch.clamp(z, min_val, max_val, out=out), square_up_to=bound)
 
 
-def _relu6(z: Tensor, out: Tensor) -> None:
-    torch.clamp(z, 0, 6, out=out)
+def _relu6() -> Fill:
+    return _hardtanh(0.0, 6.0)
 
 
-def _leaky_relu(z: Tensor, out: Tensor, negative_slope: float = 0.01) -> None:
-    torch.ops.aten.leaky_relu.out(z, negative_slope, out=out)
+def _leaky_relu(negative_slope: float = 0.01) -> Fill:
+    return Fill(lambda z, out: torch.ops.aten.leaky_relu.out(z, negative_slope, out=out))
 
 
-_FILLS: dict[str, Callable[..., None]] = {
+_FILLS: dict[str, Callable[..., Fill]] = {
     "relu": _relu,
     "relu6": _relu6,
     "hardtanh": _hardtanh,

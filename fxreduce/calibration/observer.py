@@ -104,7 +104,7 @@ class Observer(nn.Module):
                 return self._blocked(z, self._sums)
             self._whole(z)
             if self._fill is not None and self.in_place:
-                self._fill(z, z)
+                self._fill.write(z, z)
                 return z
             return self._rectified(z) if self.replaces else z
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import Tensor
@@ -23,8 +24,21 @@ from torch import Tensor
 from fxreduce.calibration.grid import BLOCK, Grid
 
 Rectify = Callable[[Tensor], Tensor]
-# Writes the rectified first argument to the second one, which may be the first.
-Fill = Callable[[Tensor, Tensor], object]
+
+
+@dataclass(frozen=True)
+class Fill:
+    """A rectifier ψ for blocks.
+
+    Attributes:
+        write: writes the rectified first argument to the second one, which may be the first.
+        square_up_to: z·ψ(z) = ψ(z)² for every z up to this bound: infinity for ReLU, 6 for ReLU6,
+            minus infinity where there is no such bound.
+    """
+
+    write: Callable[[Tensor, Tensor], object]
+    square_up_to: float = -inf
+
 
 # Of each dtype: a factor that lifts every non-zero value at least to the bound, and the bound.
 _CODES = {torch.float32: (2.0**127, 2.0**-22), torch.float64: (2.0**1023, 2.0**-51)}
@@ -134,7 +148,7 @@ class BlockSums:
         for block, target, cell in zip(blocks, targets, cells, strict=True):
             self._encode(self._widened(block, 1), cell)
             if fill is not None:
-                fill(block, target)
+                fill.write(block, target)
         return numbers
 
     def moments(
@@ -153,25 +167,26 @@ class BlockSums:
         blocks = self.grid.blocks(z)
         targets = blocks if output is z or output is None else self.grid.blocks(output)
         for index, (block, target) in enumerate(zip(blocks, targets, strict=True)):
+            own = [each[index] for each in cells]
             u = self._widened(block, 1)
-            self._encode(u, cells[0][index])
-            if output is None:
-                v = rectify(block)
-            elif fill is None:
-                v = target
-            elif target is block:
-                v = self._like(2, block)
-                fill(u, v)  # in the dtype of the sums, as v is
-            else:
-                v = target
-                fill(block, v)
-            v = self._widened(v, 2)
+            self._encode(u, own[0])
             if self._shifts:
                 u = torch.sub(u, self._shifts[0][index], out=self._like(1, u))
+            self._sum_and_square(u, own[1], own[3])
+            squares = fill is not None and not self._shifts and self._is_square(u, fill)
+            if fill is not None:
+                if not squares and u is target:  # which is about to be overwritten
+                    u = self._like(1, u).copy_(u)
+                fill.write(block, target)
+            v = rectify(block) if output is None else target
+            v = self._widened(v, 2)
+            if self._shifts:
                 v = torch.sub(v, self._shifts[1][index], out=self._like(2, v))
-            self._products(u, v, [each[index] for each in cells[1:]])
-            if fill is not None and target is block:
-                fill(block, block)
+            self._sum_and_square(v, own[2], own[4])
+            if squares:
+                self._square_sum(own[4], own[5])
+            else:
+                torch.sum(torch.mul(u, v, out=self._like(0, u)), self.grid.axis, out=own[5])
         return numbers
 
     def per_channel(self, numbers: Tensor) -> Tensor:
@@ -198,18 +213,26 @@ class BlockSums:
         e.clamp_(-self._bound, self._bound / _RATIO)
         torch.sum(e, self.grid.axis, out=cell)
 
-    def _products(self, u: Tensor, v: Tensor, cells: list[Tensor]) -> None:
-        """Sums of u, v, u² and v² (by row their square roots) and u·v of a block."""
+    def _is_square(self, u: Tensor, fill: Fill) -> bool:
+        """Whether u·v is v² all over the block, so that u need not outlive v."""
+        bound = fill.square_up_to
+        return bound == inf or (bound > -inf and bool(u.amax() <= bound))
+
+    def _sum_and_square(self, x: Tensor, sums: Tensor, squares: Tensor) -> None:
+        """Sums of x and of x² (by row their square roots) of a block."""
         axis = self.grid.axis
-        product = self._like(0, u)
-        torch.sum(u, axis, out=cells[0])
-        torch.sum(v, axis, out=cells[1])
-        for x, cell in ((u, cells[2]), (v, cells[3])):
-            if self.grid.by_row:  # the norm needs no room for the squares
-                torch.linalg.vector_norm(x, 2, axis, out=cell)
-            else:
-                torch.sum(torch.mul(x, x, out=product), axis, out=cell)
-        torch.sum(torch.mul(u, v, out=product), axis, out=cells[4])
+        torch.sum(x, axis, out=sums)
+        if self.grid.by_row:  # the norm needs no room for the squares
+            torch.linalg.vector_norm(x, 2, axis, out=squares)
+        else:
+            torch.sum(torch.mul(x, x, out=self._like(0, x)), axis, out=squares)
+
+    def _square_sum(self, squares: Tensor, cell: Tensor) -> None:
+        """The sums of squares from what `_sum_and_square` gives."""
+        if self.grid.by_row:
+            torch.mul(squares, squares, out=cell)
+        else:
+            cell.copy_(squares)
 
     def _like(self, number: int, block: Tensor) -> Tensor:
         """Scratch memory for a block, which may be shorter than the others."""
