@@ -25,12 +25,16 @@ from fxreduce.graph.aliases import Aliases
 from fxreduce.graph.modules import to_module
 from fxreduce.graph.nodes import label
 from fxreduce.graph.recorder import Recorder
-from fxreduce.operators.affine import Conv, Operator, Refusal, on_meta
+from fxreduce.graph.setting import setting_of
+from fxreduce.operators.affine import Operator, Refusal, on_meta
 from fxreduce.operators.compose import compose
-from fxreduce.operators.cost import CostModel, FlopsCost, chain_cost, multiply_adds
+from fxreduce.operators.cost import CostModel, FlopsCost, chain_cost
+from fxreduce.operators.setting import Setting, settings_along
 from fxreduce.passes.base import PassResult
 
 Chain = tuple[AffineCall, ...]
+# Operators that one step merges at most; no known block of a network has as many.
+LONGEST_PART = 16
 NUMBERS_ALONE = "single numbers do not tell how many channels of which dtype they will meet"
 
 
@@ -119,28 +123,33 @@ def cheapest_cut(chain: Chain, model: CostModel) -> Cut:
     """The parts of least cost; of equal ones the part that merges less.
 
     Numbers alone stay apart: nothing tells how many channels, of which dtype, they will meet.
-    The cost of a part is weighed with the positions that its output has for each position of the
-    chain's last output.
+    No part holds more than `LONGEST_PART` operators, so that the work grows with the length of the
+    chain; parts that may be merged still further are met again in the next round.
     """
     operators = [on_meta(call.operator) for call in chain]
+    settings = list(settings_along(operators, setting_of(chain[0])))
     size = len(chain)
     best: list[tuple[float, int]] = [(inf, size)] * size + [(0.0, size)]
+    merges: list[Operator] = list(operators)
     for start in reversed(range(size)):
-        for length, merged in _prefixes(operators[start:]):
+        for length, merged in _prefixes(operators[start : start + LONGEST_PART]):
             end = start + length
             if length > 1 and like_of(chain[start:end]) is None:
                 continue
-            rest = operators[end:]
-            own = chain_cost([merged, *rest], model) - chain_cost(rest, model)
-            total = own + best[end][0]
+            total = model.cost(merged, settings[start]) + best[end][0]
             if total < best[start][0]:
                 best[start] = (total, end)
+                merges[start] = merged
     bounds = [0]
     while bounds[-1] < size:
         bounds.append(best[bounds[-1]][1])
     spans = list(pairwise(bounds))
     parts = tuple(chain[a:b] for a, b in spans)
-    return Cut(parts, tuple(_reason_apart(before, after) for before, after in pairwise(parts)))
+    reasons = (
+        _reason_apart((chain[a:b], chain[b:c]), (merges[a], merges[b]), settings[a], model)
+        for (a, b), (_, c) in pairwise(spans)
+    )
+    return Cut(parts, tuple(reasons))
 
 
 def _prefixes(operators: list[Operator]) -> Iterator[tuple[int, Operator]]:
@@ -155,23 +164,35 @@ def _prefixes(operators: list[Operator]) -> Iterator[tuple[int, Operator]]:
         yield size, merged
 
 
-def _reason_apart(before: Chain, after: Chain) -> str:
+def _reason_apart(
+    parts: tuple[Chain, Chain],
+    operators: tuple[Operator, Operator],
+    setting: Setting,
+    model: CostModel,
+) -> str:
     """Why two neighbouring parts stay apart: not exact, or not cheaper, with both figures."""
-    if like_of((*before, *after)) is None:
+    if like_of((*parts[0], *parts[1])) is None:
         return NUMBERS_ALONE
-    left, right = (_fold([on_meta(call.operator) for call in part]) for part in (before, after))
-    merged = compose(left, right)
+    merged = compose(*operators)
     if isinstance(merged, Refusal):
         return merged.reason
-    positions = 1
-    if isinstance(right, Conv) and not right.transposed:
-        for step in right.stride:
-            positions *= step
-    apart = positions * multiply_adds(left) + multiply_adds(right)
-    return (
-        f"merging would take {multiply_adds(merged):,} multiply-adds for each output position, "
-        f"the two take {apart:,}"
+    return not_cheaper(
+        model.cost(merged, setting), chain_cost(operators, setting, model), model.name
     )
+
+
+def not_cheaper(merged: float, apart: float, unit: str) -> str:
+    """The reason for a merge that does not pay, with both figures."""
+    return f"merging does not pay: {_short(merged)} merged, {_short(apart)} apart ({unit})"
+
+
+def _short(figure: float) -> str:
+    """Four digits of a figure, with a suffix for thousands, millions and so on."""
+    for suffix in ("", " k", " M", " G"):
+        if abs(figure) < 1000:
+            return f"{figure:.4g}{suffix}"
+        figure /= 1000
+    return f"{figure:.4g} T"
 
 
 def _fold(operators: list[Operator]) -> Operator:

@@ -20,11 +20,12 @@ from fxreduce.graph.aliases import Aliases
 from fxreduce.graph.modules import to_module
 from fxreduce.graph.nodes import argument, label, operation
 from fxreduce.graph.recorder import Recorder
+from fxreduce.graph.setting import setting_of
 from fxreduce.operators.add import add
 from fxreduce.operators.affine import Operator, Refusal, identity, on_meta
-from fxreduce.operators.cost import CostModel, FlopsCost, multiply_adds
+from fxreduce.operators.cost import CostModel, FlopsCost
 from fxreduce.passes.base import PassResult
-from fxreduce.passes.fuse_chain import NUMBERS_ALONE, hazard
+from fxreduce.passes.fuse_chain import NUMBERS_ALONE, hazard, not_cheaper
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,12 @@ class FuseParallel:
         merged = add(f, g)
         if isinstance(merged, Refusal):
             return merged
-        apart = sum(self.cost.cost(call.operator) for call in branches.calls)
-        addition = self.cost.cost(identity(f.out_channels, f.rank))
-        if self.cost.cost(merged) > apart + addition:
-            return Refusal(
-                f"merging would take {multiply_adds(merged):,} multiply-adds for each output "
-                f"position, the branches take "
-                f"{sum(multiply_adds(call.operator) for call in branches.calls):,}"
-            )
+        setting = setting_of(branches.calls[0])
+        apart = sum(self.cost.cost(operator, setting) for operator in _called(branches, f, g))
+        addition = self.cost.cost(identity(f.out_channels, f.rank), setting.after(f))
+        together = self.cost.cost(merged, setting)
+        if together > apart + addition:
+            return Refusal(not_cheaper(together, apart + addition, self.cost.name))
         return None
 
 
@@ -96,6 +95,11 @@ def match(graph_module: GraphModule, node: Node) -> Branches | Refusal | None:
     else:
         return None
     return _hazard(graph_module, node, calls) or Branches(node, calls[0].input, calls, operators)
+
+
+def _called(branches: Branches, *operators: Operator) -> tuple[Operator, ...]:
+    """The operators that are called; a skip costs nothing."""
+    return operators if len(branches.calls) == 2 else operators[:1]
 
 
 def _skip(call: AffineCall) -> Operator:

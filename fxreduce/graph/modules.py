@@ -85,7 +85,7 @@ def _scale(operator: ScaleShift, like: Tensor) -> nn.Module:
 
 def _conv(operator: Conv, like: Tensor) -> nn.Module:
     weight = _cast(operator.weight, like)
-    if like.dim() == 4 and weight.dim() == 4 and _is_channels_last(like):
+    if like.dim() == 4 and weight.dim() == 4 and is_channels_last(like):
         weight = weight.contiguous(memory_format=torch.channels_last)
     bias = None if operator.bias is None else _cast(operator.bias, like)
     border = None if operator.border is None else nonzero(operator.border)
@@ -123,7 +123,8 @@ def _cast(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor.detach().to(dtype=like.dtype, device=like.device).contiguous()
 
 
-def _is_channels_last(tensor: Tensor) -> bool:
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether a 4-D tensor has its channels last in memory, and not by the chance of its sizes."""
     return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
 
 

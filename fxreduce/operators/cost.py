@@ -1,8 +1,4 @@
-"""What an operator costs, before anything is measured.
-
-Costs are counted per position of the operator's own output, so that they can be compared without
-knowing the input's size; `stride` says how many of its output positions a later operator's has.
-"""
+"""What an operator costs: the cost models, and the one that counts."""
 
 from __future__ import annotations
 
@@ -12,7 +8,8 @@ from math import prod
 from typing import Protocol, runtime_checkable
 
 from fxreduce.errors import UnsupportedError
-from fxreduce.operators.affine import Conv, Operator, ScaleShift
+from fxreduce.operators.affine import Conv, Operator
+from fxreduce.operators.setting import Setting, output_shape, positions, settings_along
 
 # Moving one activation takes about as long as this many multiply-adds: a core that does tens of
 # billions of multiply-adds a second moves a few billion numbers.
@@ -21,27 +18,41 @@ MULTIPLY_ADDS_PER_ELEMENT = 16
 
 @runtime_checkable
 class CostModel(Protocol):
-    """Rates operators; only the order of the rates matters."""
+    """Rates operators: a merge is made if the merged operator costs less than what it replaces.
+
+    A cost model of your own is any object with these two members; give it as `cost=` or register
+    it by name. Costs are added up over operators, in a unit of your choice.
+    """
 
     @property
     def name(self) -> str:
         """By which plans and reports name it."""
         ...
 
-    def cost(self, operator: Operator) -> float:
-        """The cost of one position of the operator's output."""
+    def cost(self, operator: Operator, setting: Setting) -> float:
+        """The cost of one call.
+
+        Args:
+            operator: its geometry: tensors on the meta device, which have shapes and no values.
+            setting: the input that it gets.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class FlopsCost:
-    """Multiply-adds plus a term for the activations read and written."""
+    """Multiply-adds plus a term for the activations read and written.
+
+    Attributes:
+        per_element: multiply-adds that take as long as moving one activation.
+    """
 
     name: str = "flops"
     per_element: float = MULTIPLY_ADDS_PER_ELEMENT
 
-    def cost(self, operator: Operator) -> float:
-        return multiply_adds(operator) + self.per_element * elements_moved(operator)
+    def cost(self, operator: Operator, setting: Setting) -> float:
+        moved = self.per_element * elements_moved(operator, setting)
+        return multiply_adds(operator, setting) + moved
 
 
 _NAMED: dict[str, CostModel] = {"flops": FlopsCost()}
@@ -67,25 +78,24 @@ def as_cost(cost: str | CostModel) -> CostModel:
     )
 
 
-def multiply_adds(operator: Operator) -> int:
-    """Multiply-adds for one output position (transposed: for one input position)."""
-    return operator.out_channels if isinstance(operator, ScaleShift) else operator.weight.numel()
+def multiply_adds(operator: Operator, setting: Setting) -> int:
+    """Multiply-adds of one call; those of a border are an image's alone and left out."""
+    out = output_shape(operator, setting.shape)
+    if not isinstance(operator, Conv):
+        return prod(out)
+    taken = setting.shape if operator.transposed else out
+    return positions(operator, taken) * operator.weight.numel()
 
 
-def elements_moved(operator: Operator) -> int:
-    """Activations read and written for one output position, each read once from memory."""
-    if isinstance(operator, ScaleShift):
-        return 2 * operator.out_channels
-    moved = operator.in_channels * prod(operator.stride) + operator.out_channels
+def elements_moved(operator: Operator, setting: Setting) -> int:
+    """Activations read and written by one call, each read once from memory."""
+    written = prod(output_shape(operator, setting.shape))
+    has_border = isinstance(operator, Conv) and operator.border is not None
     # The bias map of a border is added in a memory pass of its own.
-    return moved + (2 * operator.out_channels if operator.border is not None else 0)
+    return prod(setting.shape) + (3 if has_border else 1) * written
 
 
-def chain_cost(operators: Sequence[Operator], model: CostModel) -> float:
-    """The cost of operators one after the other, per output position of the last."""
-    total, positions = 0.0, 1
-    for operator in reversed(operators):
-        total += positions * model.cost(operator)
-        if isinstance(operator, Conv) and not operator.transposed:
-            positions *= prod(operator.stride)
-    return total
+def chain_cost(operators: Sequence[Operator], setting: Setting, model: CostModel) -> float:
+    """The cost of operators one after the other, the first one's setting given."""
+    each = zip(operators, settings_along(operators, setting), strict=True)
+    return sum(model.cost(operator, where) for operator, where in each)

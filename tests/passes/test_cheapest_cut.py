@@ -12,6 +12,7 @@ from fxreduce.graph.affine import AffineCall
 from fxreduce.operators.affine import Conv, Operator, Refusal, on_meta
 from fxreduce.operators.compose import compose
 from fxreduce.operators.cost import FlopsCost, chain_cost
+from fxreduce.operators.setting import Setting
 from fxreduce.passes.fuse_chain import cheapest_cut
 
 
@@ -34,7 +35,7 @@ def cost_of(operators: list[Operator], bounds: tuple[int, ...]) -> float | None:
         if isinstance(merged, Refusal):
             return None
         parts.append(merged)
-    return chain_cost(parts, FlopsCost())
+    return chain_cost(parts, Setting.assumed(parts[0]), FlopsCost())
 
 
 @given(chains(4))
@@ -64,7 +65,7 @@ def test_of_cuts_that_cost_the_same_the_one_that_merges_less_is_taken() -> None:
     class Free:
         name = "free"
 
-        def cost(self, operator: Operator) -> float:
+        def cost(self, operator: Operator, setting: Setting) -> float:
             return 0.0
 
     calls = described([conv(4, 4, 1), conv(4, 4, 1)])

@@ -89,14 +89,14 @@ def test_a_chain_becomes_one_operator(layers: list[nn.Module], after: list[type]
             "would read beyond that border",
         ),
         (
-            [nn.Conv2d(32, 32, 3), nn.Conv2d(32, 32, 3)],
+            [nn.Conv2d(64, 64, (3, 1)), nn.Conv2d(64, 64, (1, 3))],
             [nn.Conv2d, nn.Conv2d],
-            "merging would take 25,600 multiply-adds for each output position, the two take 18,432",
+            "merging does not pay: ",
         ),
         (
             [nn.Conv2d(16, 96, 1), nn.Conv2d(96, 96, 3, groups=96)],
             [nn.Conv2d, nn.Conv2d],
-            "merging would take 13,824 multiply-adds for each output position, the two take 2,400",
+            "merging does not pay: ",
         ),
         (
             [nn.ConvTranspose2d(4, 4, 2, 2), nn.Conv2d(4, 4, 1)],
@@ -114,7 +114,7 @@ def test_what_is_not_exact_or_does_not_pay_stays_with_the_reason(
     layers: list[nn.Module], after: list[type], reason: str
 ) -> None:
     channels = getattr(layers[0], "in_channels", 4)
-    result = check(nn.Sequential(*layers), double(2, channels, 8, 6), after, [reason])
+    result = check(nn.Sequential(*layers), double(2, channels, 30, 6), after, [reason])
     assert not result.modified
     assert result.refusals[0].where == "0 → 1"
 
