@@ -28,7 +28,7 @@ from fxreduce.graph.recorder import Recorder
 from fxreduce.graph.setting import setting_of
 from fxreduce.operators.affine import Operator, Refusal, on_meta
 from fxreduce.operators.compose import compose
-from fxreduce.operators.cost import CostModel, FlopsCost, chain_cost
+from fxreduce.operators.cost import CostModel, FlopsCost, chain_cost, costs
 from fxreduce.operators.setting import Setting, settings_along
 from fxreduce.passes.base import PassResult
 
@@ -129,24 +129,29 @@ def cheapest_cut(chain: Chain, model: CostModel) -> Cut:
     operators = [on_meta(call.operator) for call in chain]
     settings = list(settings_along(operators, setting_of(chain[0])))
     size = len(chain)
+    merges = {
+        (start, start + length): merged
+        for start in range(size)
+        for length, merged in _prefixes(operators[start : start + LONGEST_PART])
+        if length == 1 or like_of(chain[start : start + length]) is not None
+    }
+    rated = costs(model, [(merged, settings[start]) for (start, _), merged in merges.items()])
+    ends: list[list[tuple[int, float]]] = [[] for _ in range(size)]
+    for (start, end), cost in zip(merges, rated, strict=True):
+        ends[start].append((end, cost))
     best: list[tuple[float, int]] = [(inf, size)] * size + [(0.0, size)]
-    merges: list[Operator] = list(operators)
     for start in reversed(range(size)):
-        for length, merged in _prefixes(operators[start : start + LONGEST_PART]):
-            end = start + length
-            if length > 1 and like_of(chain[start:end]) is None:
-                continue
-            total = model.cost(merged, settings[start]) + best[end][0]
+        for end, cost in ends[start]:
+            total = cost + best[end][0]
             if total < best[start][0]:
                 best[start] = (total, end)
-                merges[start] = merged
     bounds = [0]
     while bounds[-1] < size:
         bounds.append(best[bounds[-1]][1])
     spans = list(pairwise(bounds))
     parts = tuple(chain[a:b] for a, b in spans)
     reasons = (
-        _reason_apart((chain[a:b], chain[b:c]), (merges[a], merges[b]), settings[a], model)
+        _reason_apart((chain[a:b], chain[b:c]), (merges[a, b], merges[b, c]), settings[a], model)
         for (a, b), (_, c) in pairwise(spans)
     )
     return Cut(parts, tuple(reasons))
@@ -176,9 +181,8 @@ def _reason_apart(
     merged = compose(*operators)
     if isinstance(merged, Refusal):
         return merged.reason
-    return not_cheaper(
-        model.cost(merged, setting), chain_cost(operators, setting, model), model.name
-    )
+    together = chain_cost((merged,), setting, model)
+    return not_cheaper(together, chain_cost(operators, setting, model), model.name)
 
 
 def not_cheaper(merged: float, apart: float, unit: str) -> str:

@@ -23,7 +23,7 @@ from fxreduce.graph.recorder import Recorder
 from fxreduce.graph.setting import setting_of
 from fxreduce.operators.add import add
 from fxreduce.operators.affine import Operator, Refusal, identity, on_meta
-from fxreduce.operators.cost import CostModel, FlopsCost
+from fxreduce.operators.cost import CostModel, FlopsCost, costs
 from fxreduce.passes.base import PassResult
 from fxreduce.passes.fuse_chain import NUMBERS_ALONE, hazard, not_cheaper
 
@@ -66,11 +66,11 @@ class FuseParallel:
         if isinstance(merged, Refusal):
             return merged
         setting = setting_of(branches.calls[0])
-        apart = sum(self.cost.cost(operator, setting) for operator in _called(branches, f, g))
-        addition = self.cost.cost(identity(f.out_channels, f.rank), setting.after(f))
-        together = self.cost.cost(merged, setting)
-        if together > apart + addition:
-            return Refusal(not_cheaper(together, apart + addition, self.cost.name))
+        addition = (identity(f.out_channels, f.rank), setting.after(f))
+        called = ((operator, setting) for operator in _called(branches, f, g))
+        together, *apart = costs(self.cost, [(merged, setting), addition, *called])
+        if together > sum(apart):
+            return Refusal(not_cheaper(together, sum(apart), self.cost.name))
         return None
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,11 +17,11 @@ from fxreduce.cli.demo import Settings, run
 from fxreduce.cli.demo_table import as_json, as_text
 from fxreduce.cli.models import LoadedModel, load_model
 from fxreduce.cli.saving import check_destination, save
-from fxreduce.cli.timing import median_latencies
 from fxreduce.cli.training import agreement
 from fxreduce.cli.weights import load_weights
 from fxreduce.errors import PlanError, UnsupportedError
 from fxreduce.planning.budgets import Budget, as_budget
+from fxreduce.timing import median_latencies
 
 _ROUNDS = 20
 
@@ -104,6 +105,7 @@ def reduce(arguments: argparse.Namespace) -> None:
     plan = inputs.analyze(arguments).plan(
         budget=budget,
         compensate=arguments.compensate,
+        cost=arguments.cost,
         include=arguments.include,
         exclude=arguments.exclude,
     )
@@ -111,7 +113,8 @@ def reduce(arguments: argparse.Namespace) -> None:
     reduced = plan.apply(original)
     agreeing = agreement(original, reduced, inputs.data.held_out, arguments.device)
     held_out = next(iter(inputs.data.held_out))[0].to(arguments.device)
-    before, after = median_latencies([original, reduced], held_out[:1], rounds=_ROUNDS)
+    calls = [partial(module, held_out[:1]) for module in (original, reduced)]
+    before, after = median_latencies(calls, held_out.device, rounds=_ROUNDS)
     written = save(arguments.out, plan, reduced, held_out)
     report = fxreduce.report(reduced)
     if arguments.json:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -16,8 +17,8 @@ from fxreduce.cli.data import Batches
 from fxreduce.cli.digits import Digits
 from fxreduce.cli.macs import ptflops_macs
 from fxreduce.cli.networks import InvertedResidualNetwork, ResidualNetwork
-from fxreduce.cli.timing import median_latencies
 from fxreduce.cli.training import accuracy, train
+from fxreduce.timing import median_latencies
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "residual": ResidualNetwork,
@@ -110,11 +111,12 @@ def _network_rows(name: str, digits: Digits, settings: Settings) -> list[Row]:
 
     images, _ = digits.fetch(digits.test[: settings.latency_batch])
     test = Batches(digits, digits.test, 100)
+    calls = [partial(module, images) for module in (network, *reduced)]
     before, *after = (
         Measured(seconds, accuracy(module, test), ptflops_macs(module, tuple(images.shape[1:])))
         for module, seconds in zip(
             (network, *reduced),
-            median_latencies([network, *reduced], images, rounds=settings.rounds),
+            median_latencies(calls, images.device, rounds=settings.rounds),
             strict=True,
         )
     )

@@ -106,6 +106,13 @@ def _add_reduce(parser: argparse.ArgumentParser) -> None:
         help="what takes a removed rectifier's place: nothing, or per channel its best straight "
         "line (default %(default)s)",
     )
+    parser.add_argument(
+        "--cost",
+        choices=("flops", "latency"),
+        default="flops",
+        help="what decides whether a merge pays: multiply-adds and memory, or the time that the "
+        "operators take on this machine (default %(default)s)",
+    )
     for option, what in (("--include", "only rectifiers"), ("--exclude", "no rectifier")):
         parser.add_argument(
             option,

@@ -39,6 +39,18 @@ class CostModel(Protocol):
         ...
 
 
+Candidate = tuple[Operator, Setting]
+
+
+@runtime_checkable
+class ComparingCostModel(CostModel, Protocol):
+    """A cost model that rates candidates better together than one by one, as measuring does."""
+
+    def costs(self, candidates: Sequence[Candidate]) -> list[float]:
+        """The cost of each."""
+        ...
+
+
 @dataclass(frozen=True)
 class FlopsCost:
     """Multiply-adds plus a term for the activations read and written.
@@ -95,7 +107,14 @@ def elements_moved(operator: Operator, setting: Setting) -> int:
     return prod(setting.shape) + (3 if has_border else 1) * written
 
 
+def costs(model: CostModel, candidates: Sequence[Candidate]) -> list[float]:
+    """The costs of operators that are to be compared."""
+    if isinstance(model, ComparingCostModel):
+        return model.costs(candidates)
+    return [model.cost(*candidate) for candidate in candidates]
+
+
 def chain_cost(operators: Sequence[Operator], setting: Setting, model: CostModel) -> float:
     """The cost of operators one after the other, the first one's setting given."""
-    each = zip(operators, settings_along(operators, setting), strict=True)
-    return sum(model.cost(operator, where) for operator, where in each)
+    along = zip(operators, settings_along(operators, setting), strict=True)
+    return sum(costs(model, list(along)))

@@ -16,10 +16,11 @@ from fxreduce.graph.recorder import RefusedRewrite
 from fxreduce.graph.rectifiers import find_sites
 from fxreduce.operators.affine import ScaleShift
 from fxreduce.operators.cost import CostModel
-from fxreduce.passes.base import run_pipeline
+from fxreduce.passes.base import PassResult, run_pipeline
 from fxreduce.passes.linearise import Linearise
 from fxreduce.passes.pipeline import PREPARE, fusion
 from fxreduce.planning.example import Example
+from fxreduce.planning.payoff import not_paid
 from fxreduce.report.report import REPORT, Report, SiteRow
 from fxreduce.verify import PIPELINE, Checker
 
@@ -82,6 +83,11 @@ def execute(
         precise = deepcopy(unmerged.graph_module).double()
         run_pipeline(precise, merging, disable=disable, check=checker(precise))
     merged = run_pipeline(unmerged.graph_module, merging, disable=disable, check=check)
+    if example is not None and merged.modified:
+        undone = not_paid(unmerged.graph_module, merged.graph_module, decisions.cost, example)
+        if undone is not None:
+            refusal = RefusedRewrite("the whole graph", undone.reason, "fuse")
+            merged = PassResult(unmerged.graph_module, refusals=(refusal,))
     kept = {site.name for site in find_sites(merged.graph_module)}
     before, after = count_affine(graph_module), count_affine(merged.graph_module)
     refusals = (

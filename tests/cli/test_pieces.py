@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ from torch import nn
 
 from fxreduce.cli.macs import ptflops_macs
 from fxreduce.cli.networks import InvertedResidualNetwork, ResidualNetwork
-from fxreduce.cli.timing import median_latencies
 from fxreduce.cli.training import accuracy, agreement, train
 from fxreduce.report.table import table
+from fxreduce.timing import median_latencies
 
 
 @pytest.mark.parametrize(
@@ -75,22 +76,15 @@ def test_accuracy_and_agreement_weigh_images_not_batches() -> None:
     assert agreement(First(), Flipped(), batches, "cpu") == 0.75
 
 
-def test_latencies_are_medians_of_forwards_in_turns() -> None:
+def test_latencies_are_medians_of_calls_in_turns() -> None:
     calls: list[str] = []
 
-    class Sleep(nn.Module):
-        def __init__(self, name: str, seconds: float) -> None:
-            super().__init__()
-            self.name, self.seconds = name, seconds
+    def sleep(name: str, seconds: float) -> None:
+        calls.append(name)
+        time.sleep(seconds)
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            calls.append(self.name)
-            time.sleep(self.seconds)
-            return x
-
-    short, long = median_latencies(
-        [Sleep("a", 0.001), Sleep("b", 0.02)], torch.zeros(1), rounds=5, warm_up=2
-    )
+    timed = [partial(sleep, "a", 0.001), partial(sleep, "b", 0.02)]
+    short, long = median_latencies(timed, torch.device("cpu"), rounds=5, warm_up=2)
     assert [sorted(calls[turn : turn + 2]) for turn in range(0, 14, 2)] == [["a", "b"]] * 7
     assert 0.001 <= short < long
     assert long >= 0.02

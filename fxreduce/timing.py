@@ -7,37 +7,36 @@ forward, and in a fixed order they would hit the same module again and again.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from statistics import median
 
 import torch
-from torch import Tensor, nn
 
 
 @torch.no_grad()
 def median_latencies(
-    modules: Sequence[nn.Module], inputs: Tensor, *, rounds: int, warm_up: int = 3
+    calls: Sequence[Callable[[], object]], device: torch.device, *, rounds: int, warm_up: int = 3
 ) -> list[float]:
-    """The median seconds of one forward of each module, over `rounds` that take each once.
+    """The median seconds of each call, over `rounds` that make each once.
 
     The first `warm_up` rounds are not counted: they choose kernels and allocate memory.
     """
-    seconds: list[list[float]] = [[] for _ in modules]
-    order = list(range(len(modules)))
+    seconds: list[list[float]] = [[] for _ in calls]
+    order = list(range(len(calls)))
     shuffle = Random(0).shuffle
     for _ in range(warm_up + rounds):
         shuffle(order)
         for index in order:
-            _wait(inputs.device)
+            _wait(device)
             start = time.perf_counter()
-            modules[index](inputs)
-            _wait(inputs.device)
+            calls[index]()
+            _wait(device)
             seconds[index].append(time.perf_counter() - start)
     return [median(taken[warm_up:]) for taken in seconds]
 
 
 def _wait(device: torch.device) -> None:
-    """Wait for an accelerator's queue, as its forward returns before the work is done."""
+    """Wait for an accelerator's queue, as its calls return before the work is done."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
