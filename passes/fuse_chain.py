@@ -7,7 +7,8 @@
 A chain is cut where merging is not exact or does not pay; the cheapest cut is found by dynamic
 programming over all its intervals, as merging only half of a chain can cost more than all of it
 (1x1, depthwise, 1x1). Restrictions: those of `operators.compose`; each value inside the chain has
-one reader. Source: the composition rules in `fxreduce/operators/compose.py`.
+one reader (`fuse_shared` merges where there are several). Source: the composition rules in
+`fxreduce/operators/compose.py`.
 """
 
 from __future__ import annotations
@@ -74,16 +75,8 @@ def find_chains(recorder: Recorder) -> Iterator[Chain]:
     follows: dict[Node, AffineCall] = {}
     for call in calls.values():
         before = calls.get(call.input)
-        if before is None:
-            continue
-        if len(before.node.users) > 1:
-            names = ", ".join(sorted(label(user) for user in before.node.users))
-            recorder.refuse(
-                f"{label(before.node)} → {label(call.node)}",
-                f"the first one's output has {len(before.node.users)} readers: {names}",
-            )
-            continue
-        follows[before.node] = call
+        if before is not None and len(before.node.users) == 1:
+            follows[before.node] = call
     heads = calls.keys() - {call.node for call in follows.values()}
     for node in graph_module.graph.nodes:
         if node in heads and node in follows:

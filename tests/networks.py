@@ -1,4 +1,4 @@
-"""Random networks: the module that runs the steps that the strategy `networks` draws."""
+"""Networks of tests: random ones, running the steps that a strategy draws, and hand-wired ones."""
 
 from __future__ import annotations
 
@@ -52,3 +52,16 @@ class Network(nn.Module):
 
 def call(name: str, place: int) -> Step:
     return lambda net, values: getattr(net, name)(values[place])
+
+
+class Wiring(nn.Module):
+    """Modules, and a function of them and of the input."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Any], **modules: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, module in modules.items():
+            setattr(self, name, module)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)

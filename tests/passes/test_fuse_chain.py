@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from checks import assert_close, randomised
+from networks import Wiring
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -17,8 +18,6 @@ from fxreduce.graph.modules import BorderedConv, ChannelAffine
 from fxreduce.graph.recorder import Recorder
 from fxreduce.passes.base import PassResult
 from fxreduce.passes.fuse_chain import FuseChain, find_chains
-
-READERS = "the first one's output has 2 readers"
 
 
 def fused(model: nn.Module, x: Tensor | None = None) -> PassResult:
@@ -124,27 +123,13 @@ def test_operators_that_are_no_neighbours_are_left_alone() -> None:
     check(model, double(2, 3), [nn.Linear, nn.ReLU, nn.Linear], [])
 
 
-class Wiring(nn.Module):
-    """Modules, and a function of them and of the input."""
-
-    def __init__(self, function: object, **modules: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, module in modules.items():
-            setattr(self, name, module)
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.function(self, x)  # type: ignore[operator]
-        return result
-
-
 def test_a_convolution_with_two_readers_is_not_merged_into_either() -> None:
     model = Wiring(
         lambda m, x: m.norm(y := m.conv(x)) * F.relu(y),
         conv=nn.Conv2d(2, 2, 1),
         norm=nn.BatchNorm2d(2),
     )
-    check(model, double(1, 2, 3, 3), [nn.Conv2d, nn.BatchNorm2d], [READERS])
+    check(model, double(1, 2, 3, 3), [nn.Conv2d, nn.BatchNorm2d], [])
 
 
 def test_tied_weights_are_merged_in_one_place_and_kept_in_the_other() -> None:
@@ -263,4 +248,4 @@ def test_chains_are_maximal_and_end_where_a_value_has_two_readers() -> None:
         ["a", "b"],
         ["c", "d"],
     ]
-    assert [refusal.where for refusal in recorder.refusals] == ["b → c"]
+    assert not recorder.refusals

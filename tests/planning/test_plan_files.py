@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import fxreduce
 from fxreduce.operators.affine import Operator
+from fxreduce.operators.setting import Setting
 from tests.models import Residual, Small, images, seeded
 
 BATCHES = images(6, 6, 6)
@@ -107,11 +108,13 @@ def test_a_cost_model_that_no_name_leads_back_to_cannot_be_saved(
     class Nameless:
         name: str = "nameless"
 
-        def cost(self, operator: Operator) -> float:
+        def cost(self, operator: Operator, setting: Setting) -> float:
             return 1.0
 
     plan = fxreduce.analyze(model, BATCHES).plan(budget=0, cost=Nameless())
-    with pytest.raises(fxreduce.FxReduceError, match=r"one of 'flops'; seen: 'nameless'"):
+    with pytest.raises(
+        fxreduce.FxReduceError, match=r"one of 'flops', 'latency'; seen: 'nameless'"
+    ):
         plan.save(tmp_path / "plan.json")
     assert os.listdir(tmp_path) == []
 
