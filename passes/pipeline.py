@@ -10,6 +10,7 @@ from fxreduce.passes.base import Pass, Pipeline, Repeat, pass_names
 from fxreduce.passes.drop_checks import DropChecks
 from fxreduce.passes.drop_identities import DropIdentities
 from fxreduce.passes.fuse_chain import FuseChain
+from fxreduce.passes.fuse_padded import FusePadded
 from fxreduce.passes.fuse_parallel import FuseParallel
 from fxreduce.passes.fuse_shared import FuseShared
 from fxreduce.passes.single_assignment import SingleAssignment
@@ -20,7 +21,7 @@ from fxreduce.passes.single_assignment import SingleAssignment
 PREPARE: tuple[Pass, ...] = (DropChecks(), DropIdentities(), SingleAssignment())
 
 
-_OWN: Pipeline = (*PREPARE, FuseChain(), FuseParallel(), FuseShared())
+_OWN: Pipeline = (*PREPARE, FuseChain(), FuseParallel(), FuseShared(), FusePadded())
 _REGISTERED: list[Pass] = []
 
 
@@ -29,9 +30,16 @@ def fusion(cost: CostModel) -> Pipeline:
 
     A merged chain may become a branch of a sum, and a merged sum a link of a chain: the passes
     take turns until nothing changes. What several operators read goes into them last, as branches
-    that merge leave fewer readers.
+    that merge leave fewer readers. What is corrected at its border merges with nothing else, and
+    is made when all else is done.
     """
-    return (Repeat((FuseChain(cost), FuseParallel(cost), FuseShared(cost), *_REGISTERED)),)
+    merging: tuple[Pass, ...] = (
+        FuseChain(cost),
+        FuseParallel(cost),
+        FuseShared(cost),
+        *_REGISTERED,
+    )
+    return (Repeat(merging), FusePadded(cost))
 
 
 def register_pass(rewrite: Pass) -> Pass:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from checks import randomised
+from hypothesis import assume
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 from networks import Network, Step, call
 from torch import Tensor, nn
 
-from fxreduce.operators.affine import Conv, Operator, ScaleShift
+from fxreduce.operators.affine import Conv, Operator, ScaleShift, apply
 
 CHANNELS = (1, 2, 3, 4, 6)
 MODES = ("zeros", "reflect", "replicate", "circular")
@@ -116,6 +118,20 @@ def images(draw: DrawFn, channels: int, rank: int, largest: int = 9) -> Tensor:
         return draw(tensors(*leading, channels))
     size = draw(per_axis(rank, 1, largest if rank < 3 else 5))
     return draw(tensors(draw(st.integers(1, 2)), channels, *size))
+
+
+@st.composite
+def padded_pairs(draw: DrawFn) -> tuple[Conv, Conv, Tensor]:
+    """Two convolutions that pad with zeros if at all, and an input that both run on."""
+    rank, channels = draw(st.integers(1, 3)), draw(st.sampled_from(CHANNELS))
+    f = replace(draw(convs(rank, channels, transposed=False)), padding_mode="zeros")
+    g = replace(draw(convs(rank, f.out_channels, transposed=False)), padding_mode="zeros")
+    x = draw(images(channels, rank, largest=16))
+    try:
+        apply(g, apply(f, x))
+    except RuntimeError:
+        assume(False)
+    return f, g, x
 
 
 @st.composite

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from fxreduce.graph.border_corrected import BorderCorrectedConv
 from fxreduce.graph.modules import BorderedConv, ChannelAffine
 from fxreduce.graph.nodes import module_of, operation, write_target
 
@@ -148,7 +149,7 @@ def _may_alias_inputs(graph_module: GraphModule, node: Node) -> bool:
 
 def _makes_fresh(module: nn.Module) -> bool:
     """Whether the module, which does not work in place, returns memory of its own."""
-    if isinstance(module, (BorderedConv, ChannelAffine)):
+    if isinstance(module, (BorderedConv, BorderCorrectedConv, ChannelAffine)):
         return True
     home, _, family = type(module).__module__.rpartition(".")
     fresh = home == "torch.nn.modules" and family in _FRESH_MODULES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
@@ -14,9 +14,10 @@ import torch
 from torch import nn
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
-from torch.fx import GraphModule, Node, Tracer, symbolic_trace
+from torch.fx import GraphModule, Node, Tracer
 
 from fxreduce.errors import CaptureError, first_line
+from fxreduce.graph.border_corrected import BorderCorrectedConv
 from fxreduce.graph.nodes import argument, has_hooks, module_of
 from fxreduce.graph.rectifiers import find_sites
 from fxreduce.graph.shapes import call, copied, propagate_shapes
@@ -116,7 +117,7 @@ def _climb(model: Model) -> tuple[GraphModule, CaptureRecord]:
         return copied, CaptureRecord("exported program" if exported else "graph module")
     failed: list[tuple[str, str]] = []
     for rung, trace in (
-        ("symbolic trace", symbolic_trace),
+        ("symbolic trace", _trace),
         ("symbolic trace, leaves", _trace_leaves),
     ):
         try:
@@ -139,6 +140,27 @@ def _hooked(module: nn.Module, graph_module: GraphModule) -> tuple[str, ...]:
     )
 
 
+class _LeafTracer(Tracer):
+    """Keeps calls of some modules and functions whole, those of torch's own modules among them."""
+
+    def __init__(
+        self,
+        leaves: Iterable[type[nn.Module]] = (),
+        functions: Iterable[Callable[..., Any]] = (),
+    ) -> None:
+        super().__init__(autowrap_functions=tuple(functions))
+        # A border depends on the size of the input, which a symbolic trace does not know.
+        self._leaves: tuple[type[nn.Module], ...] = (BorderCorrectedConv, *leaves)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, self._leaves) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _trace(model: nn.Module, tracer: Tracer | None = None) -> GraphModule:
+    graph = (tracer or _LeafTracer()).trace(model)
+    return GraphModule(model, graph, type(model).__name__)
+
+
 def _trace_leaves(model: nn.Module) -> GraphModule:
     """Symbolic trace with the leaves that timm marks, where timm is what the model was built with.
 
@@ -147,15 +169,8 @@ def _trace_leaves(model: nn.Module) -> GraphModule:
     library = sys.modules.get("timm.layers")
     if library is None:
         raise CaptureError("no library is loaded that marks leaves")
-    functions: list[Callable[..., Any]] = library.get_notrace_functions()
-    leaves = tuple(cls for cls in library.get_notrace_modules() if "NormAct" not in cls.__name__)
-
-    class LeafTracer(Tracer):
-        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-            return isinstance(m, leaves) or super().is_leaf_module(m, module_qualified_name)
-
-    graph = LeafTracer(autowrap_functions=tuple(functions)).trace(model)
-    return GraphModule(model, graph, type(model).__name__)
+    leaves = (cls for cls in library.get_notrace_modules() if "NormAct" not in cls.__name__)
+    return _trace(model, _LeafTracer(leaves, library.get_notrace_functions()))
 
 
 def _refuse_training(graph_module: GraphModule) -> None:

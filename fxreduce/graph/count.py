@@ -8,8 +8,11 @@ from math import prod
 from torch.fx import GraphModule
 
 from fxreduce.graph.affine import AffineCall, read_affine
-from fxreduce.graph.nodes import shape_of
+from fxreduce.graph.border_corrected import BorderCorrectedConv
+from fxreduce.graph.nodes import module_of, shape_of
 from fxreduce.operators.affine import Conv, Refusal, ScaleShift
+from fxreduce.operators.cost import multiply_adds
+from fxreduce.operators.setting import Setting
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,23 @@ def count_affine(graph_module: GraphModule) -> Count:
     for node in graph_module.graph.nodes:
         call = read_affine(graph_module, node)
         operators += isinstance(call, (AffineCall, Refusal))
+        if isinstance(module := module_of(graph_module, node), BorderCorrectedConv):
+            counted = _of_one_sample(module, shape_of(node.all_input_nodes[0]))
+            known &= counted is not None
+            total += counted or 0
         if not isinstance(call, AffineCall) or isinstance(call.operator, ScaleShift):
             continue
         counted = _multiply_adds(call, call.operator)
         known &= counted is not None
         total += counted or 0
     return Count(operators, total if known else None)
+
+
+def _of_one_sample(module: BorderCorrectedConv, shape: tuple[int, ...] | None) -> int | None:
+    if shape is None:
+        return None
+    setting = Setting((1, *shape[-len(module.windows) - 1 :]))
+    return sum(multiply_adds(*call) for call in module.calls(setting))
 
 
 def _multiply_adds(call: AffineCall, operator: Conv) -> int | None:

@@ -9,8 +9,9 @@ import torch
 from torch.fx import GraphModule, Node
 
 from fxreduce.graph.affine import AffineCall, read_affine
+from fxreduce.graph.border_corrected import BorderCorrectedConv
 from fxreduce.graph.latency import LatencyCost
-from fxreduce.graph.nodes import shape_of
+from fxreduce.graph.nodes import module_of, shape_of
 from fxreduce.graph.setting import setting_of
 from fxreduce.operators.affine import Refusal, identity, on_meta
 from fxreduce.operators.cost import Candidate, CostModel, costs
@@ -52,17 +53,18 @@ def _seconds(modules: tuple[GraphModule, ...], example: Example) -> list[float]:
 
 
 def _sum(graph_module: GraphModule, cost: CostModel) -> float:
-    candidates = (_candidate(graph_module, node) for node in graph_module.graph.nodes)
-    return sum(costs(cost, [each for each in candidates if each is not None]))
+    nodes = graph_module.graph.nodes
+    return sum(costs(cost, [each for node in nodes for each in _calls(graph_module, node)]))
 
 
-def _candidate(graph_module: GraphModule, node: Node) -> Candidate | None:
-    """The node's operator; any other node counts as a pass over the largest tensor it touches."""
-    call = read_affine(graph_module, node)
+def _calls(graph_module: GraphModule, node: Node) -> list[Candidate]:
+    """The node's operators; any other node counts as a pass over the largest tensor it touches."""
+    call, module = read_affine(graph_module, node), module_of(graph_module, node)
+    shapes = [shape_of(each) or () for each in (node, *node.all_input_nodes)]
+    if isinstance(module, BorderCorrectedConv):
+        return module.calls(Setting(shapes[1]))
     if isinstance(call, AffineCall):
-        return on_meta(call.operator), setting_of(call)
+        return [(on_meta(call.operator), setting_of(call))]
     if node.op in ("placeholder", "get_attr", "output"):
-        return None
-    shapes = (shape_of(each) for each in (node, *node.all_input_nodes))
-    largest = max((prod(shape) for shape in shapes if shape), default=0)
-    return identity(1, 0), Setting((largest, 1))
+        return []
+    return [(identity(1, 0), Setting((max(map(prod, shapes)), 1)))]

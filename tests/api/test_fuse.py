@@ -230,7 +230,7 @@ def test_approximate_fusing_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cost": "gold"}, r"cost is a CostModel or one of 'flops'; seen: 'gold'"),
+        ({"cost": "gold"}, r"cost is a CostModel or one of 'flops', 'latency'; seen: 'gold'"),
         ({"disable": ["magic"]}, r"names of passes \(drop_checks, .*\); seen: 'magic'"),
     ],
 )
