@@ -229,7 +229,7 @@ def test_control_flow_that_depends_on_data_is_refused_with_the_way_out(entry: An
         (
             {"disable": ("magic",)},
             "UnsupportedError",
-            r"\(.*fuse_chain, fuse_parallel.*\).*'magic'",
+            r"\(.*fuse_chain.*\).*'magic'",
         ),
         ({"disable": "magic"}, "UnsupportedError", r"names of passes .* seen: 'magic'"),
         ({"include": ["no*"]}, "PlanError", r"include takes .*'no\*' matches none of act, act2"),
