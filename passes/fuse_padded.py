@@ -55,13 +55,13 @@ class FusePadded:
             pair = match(recorder.graph_module, node)
             if pair is None:
                 continue
-            refusal = self._refusal(aliases, pair)
-            if refusal is None:
+            refusal = pair if isinstance(pair, Refusal) else self._refusal(aliases, pair)
+            if refusal is not None:
+                before = next(iter(node.all_input_nodes))
+                recorder.refuse(f"{label(before)} → {label(node)}", refusal.reason)
+            elif isinstance(pair, Pair):
                 _replace(recorder, pair)
                 aliases = Aliases(recorder.graph_module)
-            else:
-                where = f"{label(pair.first.node)} → {label(pair.second.node)}"
-                recorder.refuse(where, refusal.reason)
         return PassResult.of(recorder)
 
     def _refusal(self, aliases: Aliases, pair: Pair) -> Refusal | None:
@@ -87,12 +87,17 @@ class FusePadded:
         return Refusal(f"with its border corrected, {figures}")
 
 
-def match(graph_module: GraphModule, node: Node) -> Pair | None:
-    """The pair that ends in the node, where its second convolution pads what the first computes."""
+def match(graph_module: GraphModule, node: Node) -> Pair | Refusal | None:
+    """The pair that ends in the node, where its second convolution pads what the first computes.
+
+    A refusal where the operator in front cannot be merged at all; None where there is no pair.
+    """
     second = read_affine(graph_module, node)
     if not isinstance(second, AffineCall) or not isinstance(second.operator, Conv):
         return None
     first = read_affine(graph_module, second.input)
+    if isinstance(first, Refusal):
+        return first
     if not isinstance(first, AffineCall) or not isinstance(first.operator, Conv):
         return None
     pads = second.operator.is_padded and not first.operator.is_pointwise
