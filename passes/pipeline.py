@@ -9,6 +9,7 @@ from fxreduce.operators.cost import CostModel, FlopsCost
 from fxreduce.passes.base import Pass, Pipeline, Repeat, pass_names
 from fxreduce.passes.drop_checks import DropChecks
 from fxreduce.passes.drop_identities import DropIdentities
+from fxreduce.passes.fold_norm import FoldNorm
 from fxreduce.passes.fuse_chain import FuseChain
 from fxreduce.passes.fuse_parallel import FuseParallel
 from fxreduce.passes.single_assignment import SingleAssignment
@@ -19,7 +20,7 @@ from fxreduce.passes.single_assignment import SingleAssignment
 PREPARE: tuple[Pass, ...] = (DropChecks(), DropIdentities(), SingleAssignment())
 
 
-_OWN: Pipeline = (*PREPARE, FuseChain(), FuseParallel())
+_OWN: Pipeline = (*PREPARE, FuseChain(), FuseParallel(), FoldNorm())
 _REGISTERED: list[Pass] = []
 
 
@@ -27,9 +28,9 @@ def fusion(cost: CostModel) -> Pipeline:
     """Merge all that is exact and pays.
 
     A merged chain may become a branch of a sum, and a merged sum a link of a chain: both passes
-    take turns until nothing changes.
+    take turns until nothing changes. A norm's affine part goes into what the chains have become.
     """
-    return (Repeat((FuseChain(cost), FuseParallel(cost), *_REGISTERED)),)
+    return (Repeat((FuseChain(cost), FuseParallel(cost), FoldNorm(), *_REGISTERED)),)
 
 
 def register_pass(rewrite: Pass) -> Pass:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from itertools import product
 from typing import Any
@@ -200,6 +200,50 @@ def networks(draw: DrawFn, length: int = 10) -> tuple[Network, Tensor]:
     extra = draw(st.lists(st.integers(0, len(values) - 1), max_size=1))
     net.returned = (-1, *extra)
     return net.double().eval(), x
+
+
+@st.composite
+def norms(draw: DrawFn, width: int) -> nn.Module:
+    """A LayerNorm or RMSNorm of the last axis, with an affine part that changes something."""
+    kind = draw(st.sampled_from(("layer", "layer without bias", "rms")))
+    if kind == "rms":
+        norm: nn.Module = nn.RMSNorm(width, draw(st.sampled_from((None, 1e-3))))
+    else:
+        norm = nn.LayerNorm(width, draw(st.sampled_from((1e-5, 1e-2))), bias=kind == "layer")
+    for parameter in norm.parameters():
+        parameter.detach().copy_(draw(tensors(width)))
+    return norm
+
+
+# What stands between a norm of (N, T, C) and a Linear, and keeps the channels apart.
+_TOKEN_STRUCTURE: dict[str, Callable[[Tensor], Tensor]] = {
+    "nothing": lambda v: v,
+    "first token": lambda v: v[:, 0],
+    "mean of tokens": lambda v: v.mean(1),
+    "pooling": lambda v: F.adaptive_avg_pool1d(v.transpose(1, 2), 1).flatten(1),
+    "flatten": lambda v: v.flatten(1),
+    "unsqueeze": lambda v: v.unsqueeze(1),
+    "movedim": lambda v: v.roll(1, 1).movedim(0, 1),
+}
+
+
+@st.composite
+def normed_tokens(draw: DrawFn) -> tuple[Network, Tensor, int]:
+    """A norm that Linears read, some behind structure, an input, and how many Linears there are."""
+    width = draw(st.sampled_from((2, 3, 5)))
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    x = draw(tensors(2, 3, width))
+    net, values = Network(), [x]
+    net.extend(call(net.keep(draw(norms(width))), 0), values, "norm")
+    readers = draw(st.integers(1, 3))
+    for _ in range(readers):
+        kind = draw(st.sampled_from(sorted(_TOKEN_STRUCTURE)))
+        move = _TOKEN_STRUCTURE[kind]
+        net.extend(lambda net, v, move=move: move(v[1]), values, kind)
+        linear = nn.Linear(values[-1].shape[-1], 3, bias=draw(st.booleans()))
+        net.extend(call(net.keep(linear), len(values) - 1), values, "linear")
+    net.returned = range(3, len(values), 2)
+    return net.eval(), x, readers
 
 
 def _place(draw: DrawFn, values: list[Tensor]) -> int:
