@@ -79,7 +79,7 @@ def match(graph_module: GraphModule, node: Node) -> Match | Refusal | None:
     if changed := aliases.changed_constant(node):
         return Refusal(f"the graph overwrites {changed.target}, which it reads")
     readers: list[Reader] = []
-    for user, found in _readers(graph_module, norm.nodes[-1], norm.affine, Carried.of(norm.affine)):
+    for user, found in _readers(graph_module, norm, ()):
         reason = found if isinstance(found, Refusal) else _obstacle(aliases, norm, found)
         if reason is not None:
             return Refusal(f"{label(user)} reads it: {reason.reason}")
@@ -89,19 +89,19 @@ def match(graph_module: GraphModule, node: Node) -> Match | Refusal | None:
 
 
 def _readers(
-    graph_module: GraphModule, value: Node, affine: ScaleShift, carried: Carried
+    graph_module: GraphModule, norm: NormCall, path: tuple[Node, ...]
 ) -> Iterator[tuple[Node, Reader | Refusal]]:
-    """Who reads the value, directly or behind structure: an operator, or a refusal."""
-    for user in value.users:
+    """Who reads the norm, behind the path of structure: an operator, or a refusal."""
+    for user in (norm.nodes[-1], *path)[-1].users:
         call = read_affine(graph_module, user)
         if isinstance(call, AffineCall):
-            yield user, Reader(call, carried.place(affine))
-        elif call is None and is_structural(graph_module, user):
-            moved = carry(graph_module, user, carried)
-            if isinstance(moved, Refusal):
-                yield user, moved
+            carried = carry(graph_module, path, Carried.of(norm.affine))
+            if isinstance(carried, Carried):
+                yield user, Reader(call, carried.place(norm.affine))
             else:
-                yield from _readers(graph_module, user, affine, moved)
+                yield user, carried
+        elif call is None and is_structural(graph_module, user):
+            yield from _readers(graph_module, norm, (*path, user))
         elif not reads_facts(user):
             yield user, call or Refusal("not an affine operator")
 

@@ -10,6 +10,7 @@ from fxreduce.passes.base import Pass, Pipeline, Repeat, pass_names
 from fxreduce.passes.drop_checks import DropChecks
 from fxreduce.passes.drop_identities import DropIdentities
 from fxreduce.passes.fold_norm import FoldNorm
+from fxreduce.passes.fold_scale import FoldScale
 from fxreduce.passes.fuse_chain import FuseChain
 from fxreduce.passes.fuse_parallel import FuseParallel
 from fxreduce.passes.single_assignment import SingleAssignment
@@ -20,7 +21,7 @@ from fxreduce.passes.single_assignment import SingleAssignment
 PREPARE: tuple[Pass, ...] = (DropChecks(), DropIdentities(), SingleAssignment())
 
 
-_OWN: Pipeline = (*PREPARE, FuseChain(), FuseParallel(), FoldNorm())
+_OWN: Pipeline = (*PREPARE, FuseChain(), FuseParallel(), FoldScale(), FoldNorm())
 _REGISTERED: list[Pass] = []
 
 
@@ -28,9 +29,12 @@ def fusion(cost: CostModel) -> Pipeline:
     """Merge all that is exact and pays.
 
     A merged chain may become a branch of a sum, and a merged sum a link of a chain: both passes
-    take turns until nothing changes. A norm's affine part goes into what the chains have become.
+    take turns until nothing changes. What structure keeps from an operator, a scale or
+    a norm's affine part, goes into what the chains have become, once and not once for each link.
     """
-    return (Repeat((FuseChain(cost), FuseParallel(cost), FoldNorm(), *_REGISTERED)),)
+    return (
+        Repeat((FuseChain(cost), FuseParallel(cost), FoldScale(cost), FoldNorm(), *_REGISTERED)),
+    )
 
 
 def register_pass(rewrite: Pass) -> Pass:

@@ -246,6 +246,47 @@ def normed_tokens(draw: DrawFn) -> tuple[Network, Tensor, int]:
     return net.eval(), x, readers
 
 
+# What keeps the channels of images (N, C, 4, 3) apart, by whether they stay on axis 1 of four.
+_IMAGE_STRUCTURE: dict[str, tuple[bool, Callable[[Tensor], Tensor]]] = {
+    "permute": (False, lambda v: v.permute(0, 2, 3, 1)),
+    "tokens": (False, lambda v: v.flatten(2).transpose(1, 2)),
+    "mean": (False, lambda v: v.mean((2, 3))),
+    "global pooling": (False, lambda v: F.adaptive_avg_pool2d(v, 1).flatten(1)),
+    "flatten": (False, lambda v: v.flatten(1)),
+    "pooling": (True, lambda v: F.avg_pool2d(v, 2, 1)),
+    "padding": (True, lambda v: F.avg_pool2d(v, 3, 1, 1, count_include_pad=False)),
+    "crop": (True, lambda v: v[:, :, 1:, :2]),
+    "there and back": (True, lambda v: v.transpose(1, 3).movedim(-1, 1)),
+}
+
+
+@st.composite
+def scaled_images(draw: DrawFn) -> tuple[Network, Tensor]:
+    """A scale-shift that structure separates from the only other affine operator; an input."""
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    channels = draw(st.sampled_from((2, 3)))
+    x = draw(tensors(draw(st.integers(1, 2)), channels, 4, 3))
+    net, values = Network(), [x]
+    above = draw(st.booleans())
+    # Upwards, positions of one channel that have scales of their own are refused.
+    kinds = sorted(_IMAGE_STRUCTURE.keys() - ({"flatten"} if above else set()))
+    kind = draw(st.sampled_from(kinds))
+    is_image, move = _IMAGE_STRUCTURE[kind]
+    conv: nn.Module = nn.Conv2d(channels, 5, draw(st.sampled_from((1, 2))), padding=int(above))
+    first = conv if above else randomised(nn.BatchNorm2d(channels))
+    net.extend(call(net.keep(first), 0), values, "first")
+    net.extend(lambda net, v: move(v[1]), values, kind)
+    width = values[-1].shape[1 if is_image else -1]
+    if above:
+        gain = nn.Parameter(draw(tensors(width, *(1, 1) * is_image)), requires_grad=False)
+        name = net.keep(nn.ParameterList([gain]))
+        net.extend(lambda net, v: v[2] * getattr(net, name)[0], values, "gain")
+    else:
+        reader = nn.Conv2d(width, 4, 2) if is_image else nn.Linear(width, 4)
+        net.extend(call(net.keep(reader), 2), values, "reader")
+    return net.double().eval(), x
+
+
 def _place(draw: DrawFn, values: list[Tensor]) -> int:
     """Mostly the latest value, so that chains grow; sometimes an earlier one."""
     latest = len(values) - 1

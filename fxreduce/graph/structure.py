@@ -5,10 +5,12 @@ of one channel:  M(S(x)) = S'(M(x)), where S' maps each channel of the output as
 it comes from. Instead of a rule for each call and each of its arguments, the call is run on an
 input that holds a random number for each channel: where only one axis of the output varies and
 holds the same numbers, the channels have been kept apart, and the numbers tell which is which.
+Weights of means are not negative, so that other values of a channel cannot cancel.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from fxreduce.graph.nodes import has_hooks, implements, module_of, operation, shape_of
+from fxreduce.graph.nodes import has_hooks, implements, label, module_of, operation, shape_of
 from fxreduce.graph.setting import example_size
 from fxreduce.operators.affine import Operator, Refusal, ScaleShift
 
@@ -67,60 +69,74 @@ def is_structural(graph_module: GraphModule, node: Node) -> bool:
     return known and not has_hooks(module)
 
 
-def carry(graph_module: GraphModule, node: Node, carried: Carried) -> Carried | Refusal:
-    """Where the channels of the input of a structural call lie in its output.
+def carry(graph_module: GraphModule, path: Sequence[Node], start: Carried) -> Carried | Refusal:
+    """Where channels lie behind structural calls of which each reads the one before.
 
     It holds for every size of input that the graph runs on: the example's is tried, and the same
     with each axis one longer.
     """
-    if len(node.all_input_nodes) != 1:
-        return Refusal("its arguments are computed by the graph")
-    shape = shape_of(node.all_input_nodes[0])
+    names = ", ".join(map(label, path))
+    if computed := next((node for node in path if len(node.all_input_nodes) != 1), None):
+        return Refusal(f"the arguments of {label(computed)} are computed by the graph")
+    if not path:
+        return start
+    shape = shape_of(path[0].all_input_nodes[0])
     if shape is None:
         return Refusal(
-            "nothing tells the shape of what it rearranges; capture the model with example inputs"
+            f"nothing tells the shape of what {names} moves; capture the model with example inputs"
         )
     sizes = [example_size(size) for size in shape]
-    axis = len(sizes) - 1 - carried.rank
-    seen = _trace(graph_module, node, sizes, axis)
-    if seen is None or isinstance(seen, Refusal):
-        return seen or Refusal("it does not run on the shape that the example has there")
-    for other in range(len(sizes)):
-        longer = [size + (other == place) for place, size in enumerate(sizes)]
-        again = None if other == axis else _trace(graph_module, node, longer, axis)
-        if isinstance(again, Refusal):
-            return again
-        # With another number of channels, the operator that reads them does not run either.
-        if again is None or again.channels.numel() != seen.channels.numel():
-            continue
-        if again.rank != seen.rank or not torch.equal(again.channels, seen.channels):
-            return Refusal("where it leaves the channels depends on the size of its input")
-    return Carried(seen.rank, carried.channels[seen.channels])
-
-
-def _trace(
-    graph_module: GraphModule, node: Node, shape: list[int], axis: int
-) -> Carried | Refusal | None:
-    """Where the channels of an input of that shape go; None where the call does not run on it."""
+    axis = len(sizes) - 1 - start.rank
     numbers = torch.rand(
-        shape[axis], dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+        sizes[axis], dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     )
-    lengths = [shape[axis] if place == axis else 1 for place in range(len(shape))]
-    try:
-        moved = _run(graph_module, node, numbers.view(lengths).expand(shape).contiguous())
-    except (RuntimeError, IndexError, ValueError):
-        return None
+    seen = None
+    for longer in (None, *(place for place in range(len(sizes)) if place != axis)):
+        tried = [size + (place == longer) for place, size in enumerate(sizes)]
+        moved = _run(graph_module, path, _spread(numbers, axis, tried))
+        if moved is None and seen is None:
+            return Refusal(f"{names} does not run on the shape that the example has there")
+        # With another number of channels, the operator that reads them does not run either.
+        if moved is None or (seen is not None and seen.channels.shape != _along(moved, seen.rank)):
+            continue
+        found = _trace(moved, numbers)
+        if found is None:
+            return Refusal(
+                f"channels cannot be told apart behind {names}, or a mean counts padding"
+            )
+        if seen is not None and not (
+            seen.rank == found.rank and torch.equal(seen.channels, found.channels)
+        ):
+            return Refusal(f"the channels' place behind {names} depends on the size of the input")
+        seen = found
+    assert seen is not None  # the example's own shape has been tried
+    return Carried(seen.rank, start.channels[seen.channels])
+
+
+def _spread(numbers: Tensor, axis: int, shape: list[int]) -> Tensor:
+    """A value of that shape with a number for each index of an axis."""
+    lengths = [size if place == axis else 1 for place, size in enumerate(shape)]
+    return numbers.view(lengths).expand(shape).contiguous()
+
+
+def _along(value: Tensor, rank: int) -> tuple[int, ...]:
+    """The length of the axis with so many axes right of it, as the shape of a vector."""
+    return tuple(value.shape[value.dim() - 1 - rank : value.dim() - rank])
+
+
+def _trace(moved: Tensor, numbers: Tensor) -> Carried | None:
+    """The only axis along which the value varies and which of the numbers it holds, if so."""
     varying = [
         place
         for place in range(moved.dim())
         if moved.numel() and not _close(moved, moved.narrow(place, 0, 1))
     ]
-    if not varying:
-        return Refusal("it leaves no axis along which channels can be told apart")
-    first = moved[tuple(slice(None) if place == varying[0] else 0 for place in range(moved.dim()))]
+    if len(varying) != 1:
+        return None
+    first = moved[tuple(slice(None) if place in varying else 0 for place in range(moved.dim()))]
     channels = (first.unsqueeze(1) - numbers).abs().argmin(1)
-    if len(varying) > 1 or not _close(first, numbers[channels]):
-        return Refusal("it mixes channels, or counts padding in a mean")
+    if not _close(first, numbers[channels]):
+        return None
     return Carried(moved.dim() - 1 - varying[0], channels)
 
 
@@ -128,13 +144,18 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return bool(((a - b).abs() <= _ROUNDING).all())
 
 
-def _run(graph_module: GraphModule, node: Node, value: Tensor) -> Tensor:
-    """What the call makes of another value than the graph's."""
-    args, kwargs = map_arg((node.args, node.kwargs), lambda _: value)
-    target: Any = node.target
-    if node.op == "call_module":
-        target = module_of(graph_module, node)
-    elif node.op == "call_method":
-        target = getattr(Tensor, target)
-    result: Tensor = target(*args, **kwargs)
-    return result
+def _run(graph_module: GraphModule, path: Sequence[Node], value: Tensor) -> Tensor | None:
+    """What the calls make of another value than the graph's; None where they do not run on it."""
+    for node in path:
+        (given,) = node.all_input_nodes
+        args, kwargs = map_arg((node.args, node.kwargs), {given: value}.__getitem__)
+        target: Any = node.target
+        if node.op == "call_module":
+            target = module_of(graph_module, node)
+        elif node.op == "call_method":
+            target = getattr(Tensor, target)
+        try:
+            value = target(*args, **kwargs)
+        except (RuntimeError, IndexError, ValueError):
+            return None
+    return value

@@ -116,11 +116,11 @@ def test_affine_parts_that_go_into_their_readers(
         ),
         (
             lambda m, x: m.query(m.norm(x).view(2, WIDTH, 3).transpose(1, 2)),
-            "view reads it: it mixes channels",
+            "query reads it: channels cannot be told apart behind view, transpose",
         ),
         (
             lambda m, x: m.query(m.norm(x).reshape(x.shape[0], 3, WIDTH)),
-            "reshape reads it: its arguments are computed by the graph",
+            "query reads it: the arguments of reshape are computed by the graph",
         ),
         (lambda m, x: m.query(F.layer_norm(x, (WIDTH,), x[0, 0])), "is computed by the graph"),
         (
