@@ -161,12 +161,14 @@ def layers(draw: DrawFn, shape: Sequence[int], *, same: bool = False) -> nn.Modu
     """A layer for values of a shape (N, C, ...); an affine one that keeps the shape if so asked."""
     channels, rank = shape[1], len(shape) - 2
     kinds = ["dense"] * 5 + ["norm"] * 4 + ["linear"]
-    kind = draw(st.sampled_from(kinds if same else [*kinds, "act", "act", "other"]))
+    kind = draw(st.sampled_from(kinds if same else [*kinds, "act", "act", "other", "token norm"]))
     if kind == "act":
         act = draw(st.sampled_from((nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU)))
         return act(inplace=draw(st.booleans()))
     if kind == "other":
         return draw(st.sampled_from((nn.Identity(), nn.Dropout(), nn.GELU(), nn.PReLU(channels))))
+    if kind == "token norm":
+        return draw(norms(shape[-1]))
     if kind == "linear" or (rank == 0 and kind == "dense"):
         width = shape[-1] if same else draw(st.sampled_from((shape[-1], channels, 3)))
         return nn.Linear(shape[-1], width, bias=draw(st.booleans()))
@@ -334,6 +336,9 @@ def _arithmetic(draw: DrawFn, net: Network, values: list[Tensor]) -> None:
         "view": lambda net, v: v[place].transpose(-1, 0).transpose(-1, 0),
         "pool": lambda net, v: F.max_pool2d(v[place], 2, 1),
         "flatten": lambda net, v: v[place].flatten(1),
+        "permute": lambda net, v: v[place].permute(0, 2, 3, 1),
+        "mean pool": lambda net, v: F.avg_pool2d(v[place], 2, 1),
+        "crop": lambda net, v: v[place][:, :, 1:],
     }
     kind = draw(st.sampled_from(sorted(steps)))
     net.extend(steps[kind], values, f"{len(values)}: {kind} of {place}")

@@ -18,6 +18,8 @@ from fxreduce.operators.cost import FlopsCost
 from fxreduce.passes import pipeline
 from fxreduce.passes.base import Pass, PassResult, Repeat, pass_names, run_pipeline
 from fxreduce.passes.drop_identities import DropIdentities
+from fxreduce.passes.fold_norm import FoldNorm
+from fxreduce.passes.fold_scale import FoldScale
 from fxreduce.passes.fuse_chain import FuseChain
 from fxreduce.passes.fuse_parallel import FuseParallel
 from fxreduce.passes.linearise import Linearise
@@ -57,7 +59,16 @@ class Break:
         return PassResult.of(recorder)
 
 
-OWN = (DropIdentities(), SingleAssignment(), Linearise(()), Observe(), FuseChain(), FuseParallel())
+OWN = (
+    DropIdentities(),
+    SingleAssignment(),
+    Linearise(()),
+    Observe(),
+    FuseChain(),
+    FuseParallel(),
+    FoldScale(),
+    FoldNorm(),
+)
 
 
 @pytest.mark.parametrize("each", OWN, ids=lambda each: each.name)
