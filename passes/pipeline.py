@@ -9,6 +9,8 @@ from fxreduce.operators.cost import CostModel, FlopsCost
 from fxreduce.passes.base import Pass, Pipeline, Repeat, pass_names
 from fxreduce.passes.drop_checks import DropChecks
 from fxreduce.passes.drop_identities import DropIdentities
+from fxreduce.passes.fold_norm import FoldNorm
+from fxreduce.passes.fold_scale import FoldScale
 from fxreduce.passes.fuse_chain import FuseChain
 from fxreduce.passes.fuse_padded import FusePadded
 from fxreduce.passes.fuse_parallel import FuseParallel
@@ -20,26 +22,37 @@ from fxreduce.passes.single_assignment import SingleAssignment
 # Then every state of a tensor gets a name of its own, so that later passes need only count readers.
 PREPARE: tuple[Pass, ...] = (DropChecks(), DropIdentities(), SingleAssignment())
 
-
-_OWN: Pipeline = (*PREPARE, FuseChain(), FuseParallel(), FuseShared(), FusePadded())
 _REGISTERED: list[Pass] = []
 
 
-def fusion(cost: CostModel) -> Pipeline:
-    """Merge all that is exact and pays.
+def merging(cost: CostModel) -> tuple[Pass, ...]:
+    """The passes that take turns until nothing changes.
 
-    A merged chain may become a branch of a sum, and a merged sum a link of a chain: the passes
-    take turns until nothing changes. What several operators read goes into them last, as branches
-    that merge leave fewer readers. What is corrected at its border merges with nothing else, and
-    is made when all else is done.
+    A merged chain may become a branch of a sum, and a merged sum a link of a chain. What structure
+    keeps from an operator, a scale or a norm's affine part, goes into what the chains have become,
+    once and not once for each link. What several operators read goes into them last, as branches
+    that merge leave fewer readers.
     """
-    merging: tuple[Pass, ...] = (
+    return (
         FuseChain(cost),
         FuseParallel(cost),
+        FoldScale(cost),
+        FoldNorm(),
         FuseShared(cost),
-        *_REGISTERED,
     )
-    return (Repeat(merging), FusePadded(cost))
+
+
+def finishing(cost: CostModel) -> tuple[Pass, ...]:
+    """The passes whose results merge with nothing else, so that they run when all else is done."""
+    return (FusePadded(cost),)
+
+
+def fusion(cost: CostModel) -> Pipeline:
+    """Merge all that is exact and pays."""
+    return (Repeat((*merging(cost), *_REGISTERED)), *finishing(cost))
+
+
+_OWN: Pipeline = (*PREPARE, *merging(FlopsCost()), *finishing(FlopsCost()))
 
 
 def register_pass(rewrite: Pass) -> Pass:

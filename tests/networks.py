@@ -40,7 +40,7 @@ class Network(nn.Module):
         try:
             with torch.no_grad():
                 values.append(step(self, values))
-        except (RuntimeError, ValueError):
+        except (RuntimeError, ValueError, IndexError):
             return False
         self.steps.append(step)
         self.story.append(told)

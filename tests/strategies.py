@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from itertools import product
@@ -177,12 +177,14 @@ def layers(draw: DrawFn, shape: Sequence[int], *, same: bool = False) -> nn.Modu
     """A layer for values of a shape (N, C, ...); an affine one that keeps the shape if so asked."""
     channels, rank = shape[1], len(shape) - 2
     kinds = ["dense"] * 5 + ["norm"] * 4 + ["linear"]
-    kind = draw(st.sampled_from(kinds if same else [*kinds, "act", "act", "other"]))
+    kind = draw(st.sampled_from(kinds if same else [*kinds, "act", "act", "other", "token norm"]))
     if kind == "act":
         act = draw(st.sampled_from((nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU)))
         return act(inplace=draw(st.booleans()))
     if kind == "other":
         return draw(st.sampled_from((nn.Identity(), nn.Dropout(), nn.GELU(), nn.PReLU(channels))))
+    if kind == "token norm":
+        return draw(norms(shape[-1]))
     if kind == "linear" or (rank == 0 and kind == "dense"):
         width = shape[-1] if same else draw(st.sampled_from((shape[-1], channels, 3)))
         return nn.Linear(shape[-1], width, bias=draw(st.booleans()))
@@ -215,6 +217,91 @@ def networks(draw: DrawFn, length: int = 10) -> tuple[Network, Tensor]:
         draw(st.sampled_from(kinds))(draw, net, values)
     extra = draw(st.lists(st.integers(0, len(values) - 1), max_size=1))
     net.returned = (-1, *extra)
+    return net.double().eval(), x
+
+
+@st.composite
+def norms(draw: DrawFn, width: int) -> nn.Module:
+    """A LayerNorm or RMSNorm of the last axis, with an affine part that changes something."""
+    kind = draw(st.sampled_from(("layer", "layer without bias", "rms")))
+    if kind == "rms":
+        norm: nn.Module = nn.RMSNorm(width, draw(st.sampled_from((None, 1e-3))))
+    else:
+        norm = nn.LayerNorm(width, draw(st.sampled_from((1e-5, 1e-2))), bias=kind == "layer")
+    for parameter in norm.parameters():
+        parameter.detach().copy_(draw(tensors(width)))
+    return norm
+
+
+# What stands between a norm of (N, T, C) and a Linear, and keeps the channels apart.
+_TOKEN_STRUCTURE: dict[str, Callable[[Tensor], Tensor]] = {
+    "nothing": lambda v: v,
+    "first token": lambda v: v[:, 0],
+    "mean of tokens": lambda v: v.mean(1),
+    "pooling": lambda v: F.adaptive_avg_pool1d(v.transpose(1, 2), 1).flatten(1),
+    "flatten": lambda v: v.flatten(1),
+    "unsqueeze": lambda v: v.unsqueeze(1),
+    "movedim": lambda v: v.roll(1, 1).movedim(0, 1),
+}
+
+
+@st.composite
+def normed_tokens(draw: DrawFn) -> tuple[Network, Tensor, int]:
+    """A norm that Linears read, some behind structure, an input, and how many Linears there are."""
+    width = draw(st.sampled_from((2, 3, 5)))
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    x = draw(tensors(2, 3, width))
+    net, values = Network(), [x]
+    net.extend(call(net.keep(draw(norms(width))), 0), values, "norm")
+    readers = draw(st.integers(1, 3))
+    for _ in range(readers):
+        kind = draw(st.sampled_from(sorted(_TOKEN_STRUCTURE)))
+        move = _TOKEN_STRUCTURE[kind]
+        net.extend(lambda net, v, move=move: move(v[1]), values, kind)
+        linear = nn.Linear(values[-1].shape[-1], 3, bias=draw(st.booleans()))
+        net.extend(call(net.keep(linear), len(values) - 1), values, "linear")
+    net.returned = range(3, len(values), 2)
+    return net.eval(), x, readers
+
+
+# What keeps the channels of images (N, C, 4, 3) apart, by whether they stay on axis 1 of four.
+_IMAGE_STRUCTURE: dict[str, tuple[bool, Callable[[Tensor], Tensor]]] = {
+    "permute": (False, lambda v: v.permute(0, 2, 3, 1)),
+    "tokens": (False, lambda v: v.flatten(2).transpose(1, 2)),
+    "mean": (False, lambda v: v.mean((2, 3))),
+    "global pooling": (False, lambda v: F.adaptive_avg_pool2d(v, 1).flatten(1)),
+    "flatten": (False, lambda v: v.flatten(1)),
+    "pooling": (True, lambda v: F.avg_pool2d(v, 2, 1)),
+    "padding": (True, lambda v: F.avg_pool2d(v, 3, 1, 1, count_include_pad=False)),
+    "crop": (True, lambda v: v[:, :, 1:, :2]),
+    "there and back": (True, lambda v: v.transpose(1, 3).movedim(-1, 1)),
+}
+
+
+@st.composite
+def scaled_images(draw: DrawFn) -> tuple[Network, Tensor]:
+    """A scale-shift that structure separates from the only other affine operator; an input."""
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    channels = draw(st.sampled_from((2, 3)))
+    x = draw(tensors(draw(st.integers(1, 2)), channels, 4, 3))
+    net, values = Network(), [x]
+    above = draw(st.booleans())
+    # Upwards, positions of one channel that have scales of their own are refused.
+    kinds = sorted(_IMAGE_STRUCTURE.keys() - ({"flatten"} if above else set()))
+    kind = draw(st.sampled_from(kinds))
+    is_image, move = _IMAGE_STRUCTURE[kind]
+    conv: nn.Module = nn.Conv2d(channels, 5, draw(st.sampled_from((1, 2))), padding=int(above))
+    first = conv if above else randomised(nn.BatchNorm2d(channels))
+    net.extend(call(net.keep(first), 0), values, "first")
+    net.extend(lambda net, v: move(v[1]), values, kind)
+    width = values[-1].shape[1 if is_image else -1]
+    if above:
+        gain = nn.Parameter(draw(tensors(width, *(1, 1) * is_image)), requires_grad=False)
+        name = net.keep(nn.ParameterList([gain]))
+        net.extend(lambda net, v: v[2] * getattr(net, name)[0], values, "gain")
+    else:
+        reader = nn.Conv2d(width, 4, 2) if is_image else nn.Linear(width, 4)
+        net.extend(call(net.keep(reader), 2), values, "reader")
     return net.double().eval(), x
 
 
@@ -265,6 +352,9 @@ def _arithmetic(draw: DrawFn, net: Network, values: list[Tensor]) -> None:
         "view": lambda net, v: v[place].transpose(-1, 0).transpose(-1, 0),
         "pool": lambda net, v: F.max_pool2d(v[place], 2, 1),
         "flatten": lambda net, v: v[place].flatten(1),
+        "permute": lambda net, v: v[place].permute(0, 2, 3, 1),
+        "mean pool": lambda net, v: F.avg_pool2d(v[place], 2, 1),
+        "crop": lambda net, v: v[place][:, :, 1:],
     }
     kind = draw(st.sampled_from(sorted(steps)))
     net.extend(steps[kind], values, f"{len(values)}: {kind} of {place}")

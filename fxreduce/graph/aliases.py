@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 
 from fxreduce.graph.border_corrected import BorderCorrectedConv
 from fxreduce.graph.modules import BorderedConv, ChannelAffine
-from fxreduce.graph.nodes import module_of, operation, write_target
+from fxreduce.graph.nodes import module_of, operation, reads_facts, write_target
 
 _FRESH_MODULES = (
     "conv",
@@ -24,8 +24,6 @@ _FRESH_MODULES = (
     "padding",
 )
 _OWNED_BY_OTHERS = ("placeholder", "get_attr")
-# Attributes of a tensor that are no tensors.
-_FACTS = {"shape", "dtype", "device", "ndim", "layout", "requires_grad"}
 # What torch's schemas do not tell: these return their argument, or a view of it.
 _MAY_RETURN_INPUT = {
     "alpha_dropout",
@@ -141,8 +139,8 @@ def _may_alias_inputs(graph_module: GraphModule, node: Node) -> bool:
     module = module_of(graph_module, node)
     if module is not None:
         return not _makes_fresh(module)
-    if node.target is getattr:
-        return node.args[1] not in _FACTS
+    if reads_facts(node):
+        return False
     name = operation(node)
     return name is None or _may_view(name)
 

@@ -120,6 +120,18 @@ def shape_of(node: Any) -> tuple[int, ...] | None:
     return None if shape is None else tuple(shape)
 
 
+# What of a tensor is no tensor: its attributes, and the calls that tell its size.
+_FACTS = {"shape", "dtype", "device", "ndim", "layout", "requires_grad"}
+_SIZES = {"size", "dim", "numel", "sym_size", "sym_numel"}
+
+
+def reads_facts(node: Node) -> bool:
+    """Whether the node reads no value of its input, only its shape, dtype or the like."""
+    if node.target is getattr:
+        return node.args[1] in _FACTS
+    return operation(node) in _SIZES
+
+
 def is_inplace(graph_module: GraphModule, node: Node) -> bool:
     """Whether the node's value is the very tensor that it overwrites."""
     module = module_of(graph_module, node)

@@ -17,7 +17,7 @@ def setting_of(call: AffineCall) -> Setting:
     known = shape_of(call.input)
     if known is None:
         return Setting.assumed(call.operator)
-    shape = tuple(map(_size, known))
+    shape = tuple(map(example_size, known))
     if call.like is None:
         return Setting(shape)
     like = call.like
@@ -26,7 +26,7 @@ def setting_of(call: AffineCall) -> Setting:
     return Setting(shape, dtype, str(like.device), last)
 
 
-def _size(size: Any) -> int:
+def example_size(size: Any) -> int:
     """The size; where it is a symbol, what it was in the example, or one."""
     if isinstance(size, int):
         return size

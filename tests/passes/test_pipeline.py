@@ -18,11 +18,20 @@ from fxreduce.operators.cost import FlopsCost
 from fxreduce.passes import pipeline
 from fxreduce.passes.base import Pass, PassResult, Repeat, pass_names, run_pipeline
 from fxreduce.passes.drop_identities import DropIdentities
+from fxreduce.passes.fold_norm import FoldNorm
+from fxreduce.passes.fold_scale import FoldScale
 from fxreduce.passes.fuse_chain import FuseChain
 from fxreduce.passes.fuse_parallel import FuseParallel
 from fxreduce.passes.linearise import Linearise
 from fxreduce.passes.observe import Observe
-from fxreduce.passes.pipeline import PREPARE, as_disabled, fusion, register_pass
+from fxreduce.passes.pipeline import (
+    PREPARE,
+    as_disabled,
+    finishing,
+    fusion,
+    merging,
+    register_pass,
+)
 from fxreduce.passes.single_assignment import SingleAssignment
 
 
@@ -57,7 +66,16 @@ class Break:
         return PassResult.of(recorder)
 
 
-OWN = (DropIdentities(), SingleAssignment(), Linearise(()), Observe(), FuseChain(), FuseParallel())
+OWN = (
+    DropIdentities(),
+    SingleAssignment(),
+    Linearise(()),
+    Observe(),
+    FuseChain(),
+    FuseParallel(),
+    FoldScale(),
+    FoldNorm(),
+)
 
 
 @pytest.mark.parametrize("each", OWN, ids=lambda each: each.name)
@@ -133,10 +151,8 @@ def test_what_prepares_comes_before_what_merges() -> None:
     # Behind an identity an overwritten tensor has a second name, which only its dropping shows.
     assert names.index("drop_identities") < names.index("single_assignment")
     assert names[len(PREPARE) :] == [
-        "fuse_chain",
-        "fuse_parallel",
-        "fuse_shared",
-        "fuse_padded",
+        *(each.name for each in merging(FlopsCost())),
+        *(each.name for each in finishing(FlopsCost())),
     ]
 
 

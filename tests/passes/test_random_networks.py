@@ -22,6 +22,8 @@ from fxreduce.operators.affine import ScaleShift
 from fxreduce.operators.cost import FlopsCost
 from fxreduce.passes.base import Pass, run_pipeline
 from fxreduce.passes.drop_identities import DropIdentities
+from fxreduce.passes.fold_norm import FoldNorm
+from fxreduce.passes.fold_scale import FoldScale
 from fxreduce.passes.fuse_chain import FuseChain
 from fxreduce.passes.fuse_parallel import FuseParallel
 from fxreduce.passes.linearise import Linearise
@@ -44,7 +46,14 @@ def assert_same(before: nn.Module, after: nn.Module, x: Tensor) -> None:
 
 @pytest.mark.parametrize(
     "each",
-    [DropIdentities(), SingleAssignment(), FuseChain(), FuseParallel()],
+    [
+        DropIdentities(),
+        SingleAssignment(),
+        FuseChain(),
+        FuseParallel(),
+        FoldScale(),
+        FoldNorm(),
+    ],
     ids=lambda p: p.name,
 )
 @given(drawn=networks(), shapes=st.booleans())
