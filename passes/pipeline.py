@@ -7,6 +7,7 @@ from collections.abc import Collection
 from fxreduce.errors import UnsupportedError
 from fxreduce.operators.cost import CostModel, FlopsCost
 from fxreduce.passes.base import Pass, Pipeline, Repeat, pass_names
+from fxreduce.passes.commute_pooling import CommutePooling
 from fxreduce.passes.drop_checks import DropChecks
 from fxreduce.passes.drop_identities import DropIdentities
 from fxreduce.passes.fuse_chain import FuseChain
@@ -19,17 +20,21 @@ from fxreduce.passes.single_assignment import SingleAssignment
 PREPARE: tuple[Pass, ...] = (DropChecks(), DropIdentities(), SingleAssignment())
 
 
-_OWN: Pipeline = (*PREPARE, FuseChain(), FuseParallel())
 _REGISTERED: list[Pass] = []
 
 
 def fusion(cost: CostModel) -> Pipeline:
     """Merge all that is exact and pays.
 
-    A merged chain may become a branch of a sum, and a merged sum a link of a chain: both passes
-    take turns until nothing changes.
+    A merged chain may become a branch of a sum, and a merged sum a link of a chain: all passes
+    take turns until nothing changes. Pooling goes before what it makes cheaper, lest that is merged
+    into its windows.
     """
-    return (Repeat((FuseChain(cost), FuseParallel(cost), *_REGISTERED)),)
+    return (Repeat((*_merging(cost), *_REGISTERED)),)
+
+
+def _merging(cost: CostModel) -> tuple[Pass, ...]:
+    return (CommutePooling(cost), FuseChain(cost), FuseParallel(cost))
 
 
 def register_pass(rewrite: Pass) -> Pass:
@@ -45,7 +50,7 @@ def register_pass(rewrite: Pass) -> Pass:
             f"only exact passes can be registered, as merging never changes what a graph computes; "
             f"{rewrite.name!r} is not"
         )
-    if rewrite.name in pass_names(_OWN):
+    if rewrite.name in pass_names((*PREPARE, *_merging(FlopsCost()))):
         raise UnsupportedError(f"{rewrite.name!r} is a pass of fxreduce; choose another name")
     _REGISTERED[:] = [each for each in _REGISTERED if each.name != rewrite.name] + [rewrite]
     return rewrite

@@ -118,19 +118,30 @@ def images(draw: DrawFn, channels: int, rank: int, largest: int = 9) -> Tensor:
     return draw(tensors(draw(st.integers(1, 2)), channels, *size))
 
 
-@st.composite
-def parallel_convs(draw: DrawFn) -> tuple[Conv, Conv]:
+def parallel_convs() -> SearchStrategy[tuple[Conv, Conv]]:
     """Two convolutions that read and write the same shapes: same stride, same growth."""
+    return _convs_alike(same_width=True)
+
+
+def siblings() -> SearchStrategy[tuple[Conv, Conv]]:
+    """Two convolutions on one input whose outputs differ in their channels alone."""
+    return _convs_alike(same_width=False)
+
+
+@st.composite
+def _convs_alike(draw: DrawFn, *, same_width: bool) -> tuple[Conv, Conv]:
     rank, channels = draw(ranks()), draw(st.sampled_from(CHANNELS))
     groups, width = (
         draw(groups_and_width(channels)) if rank else (1, draw(st.sampled_from(CHANNELS)))
     )
-    other = draw(st.sampled_from([n for n in CHANNELS if channels % n == 0 == width % n]))
+    widths = [n for n in CHANNELS if n == width or not same_width]
+    pairs = [(n, w) for n in CHANNELS for w in widths if channels % n == 0 == w % n]
+    other, other_width = draw(st.sampled_from(pairs))
     stride = draw(per_axis(rank, 1, 2))
     mode = draw(st.sampled_from(MODES)) if rank else "zeros"
     growths = draw(st.tuples(*(st.integers(-3, 2) for _ in range(rank))))
 
-    def conv(groups: int) -> Conv:
+    def conv(groups: int, width: int) -> Conv:
         axes = [draw(st.sampled_from(_windows(growth))) for growth in growths]
         kernel, dilation, padding = zip(*axes, strict=True) if axes else ((), (), ())
         return Conv(
@@ -143,7 +154,7 @@ def parallel_convs(draw: DrawFn) -> tuple[Conv, Conv]:
             mode,
         )
 
-    return conv(groups), conv(other if rank else 1)
+    return conv(groups, width), conv(other if rank else 1, other_width)
 
 
 def _windows(growth: int) -> Sequence[tuple[int, int, int]]:
@@ -248,6 +259,7 @@ def _arithmetic(draw: DrawFn, net: Network, values: list[Tensor]) -> None:
         ),
         "view": lambda net, v: v[place].transpose(-1, 0).transpose(-1, 0),
         "pool": lambda net, v: F.max_pool2d(v[place], 2, 1),
+        "mean": lambda net, v: v[place].mean(-1, keepdim=True),
         "flatten": lambda net, v: v[place].flatten(1),
     }
     kind = draw(st.sampled_from(sorted(steps)))
@@ -283,3 +295,37 @@ def _sum(draw: DrawFn, net: Network, values: list[Tensor], left: int, right: int
     }
     kind = draw(st.sampled_from(("sum", "sum", "torch.add", "add_", "cat")))
     net.extend(steps[kind], values, f"{len(values)}: {kind} of {left} and {right}")
+
+
+Pooled = tuple[nn.Module, Tensor]
+
+
+@st.composite
+def pooled(draw: DrawFn) -> Pooled:
+    """A pointwise operator, then an average over images of any size, and an input."""
+    rank, channels = draw(st.integers(1, 3)), draw(st.sampled_from(CHANNELS))
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    groups, width = draw(groups_and_width(channels))
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1]
+    norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[rank - 1]
+    pointwise = draw(
+        st.sampled_from(
+            (
+                conv(channels, width, 1, groups=groups, bias=draw(st.booleans())),
+                norm(channels, affine=draw(st.booleans())),
+            )
+        )
+    )
+    windowed = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[rank - 1]
+    adaptive = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[rank - 1]
+    size = draw(per_axis(rank, 1, 3))
+    windows = windowed(
+        size,
+        draw(per_axis(rank, 1, 3)),
+        draw(st.tuples(*(st.integers(0, each // 2) for each in size))),
+        draw(st.booleans()),
+        draw(st.booleans()),
+    )
+    pooling = draw(st.sampled_from((windows, windows, adaptive(size), adaptive(1))))
+    x = draw(tensors(2, channels, *draw(per_axis(rank, 3, 7 if rank < 3 else 4))))
+    return randomised(nn.Sequential(pointwise, pooling)), x

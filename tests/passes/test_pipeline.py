@@ -132,7 +132,9 @@ def test_what_prepares_comes_before_what_merges() -> None:
     names = pass_names((*PREPARE, *fusion(FlopsCost())))
     # Behind an identity an overwritten tensor has a second name, which only its dropping shows.
     assert names.index("drop_identities") < names.index("single_assignment")
-    assert names[len(PREPARE) :] == ["fuse_chain", "fuse_parallel"]
+    # An average behind an operator would otherwise be merged into its windows.
+    merging = names[len(PREPARE) :]
+    assert merging.index("commute_pooling") < merging.index("fuse_chain")
 
 
 @pytest.fixture

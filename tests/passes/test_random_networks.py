@@ -21,6 +21,7 @@ from fxreduce.graph.rectifiers import find_sites
 from fxreduce.operators.affine import ScaleShift
 from fxreduce.operators.cost import FlopsCost
 from fxreduce.passes.base import Pass, run_pipeline
+from fxreduce.passes.commute_pooling import CommutePooling
 from fxreduce.passes.drop_identities import DropIdentities
 from fxreduce.passes.fuse_chain import FuseChain
 from fxreduce.passes.fuse_parallel import FuseParallel
@@ -44,7 +45,7 @@ def assert_same(before: nn.Module, after: nn.Module, x: Tensor) -> None:
 
 @pytest.mark.parametrize(
     "each",
-    [DropIdentities(), SingleAssignment(), FuseChain(), FuseParallel()],
+    [DropIdentities(), SingleAssignment(), CommutePooling(), FuseChain(), FuseParallel()],
     ids=lambda p: p.name,
 )
 @given(drawn=networks(), shapes=st.booleans())
