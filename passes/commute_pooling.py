@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch.fx import GraphModule, Node
-from torch.fx.node import map_arg
 
 from fxreduce.graph.affine import AffineCall, read_affine
 from fxreduce.graph.aliases import Aliases
@@ -154,11 +153,7 @@ def _commute(recorder: Recorder, found: Match) -> Node:
         axis = len(shape) - found.rank - 1
         shape = (*shape[:axis], call.operator.in_channels, *shape[axis + 1 :])
 
-    def earlier(given: Node) -> Node:
-        return call.input if given is call.node else given
-
-    args, kwargs = map_arg(node.args, earlier), map_arg(node.kwargs, earlier)
-    pooled = recorder.create(node.op, node.target, args, kwargs, call.node, shape, why)
+    pooled = recorder.again(node, call.node, call.input, call.node, shape, why)
     module = module_of(recorder.graph_module, call.node)
     if module is None or found.rank != call.operator.rank:
         module = to_module(on_rank(call.operator, found.rank), call.like)

@@ -11,8 +11,12 @@ from fxreduce.passes.commute_pooling import CommutePooling
 from fxreduce.passes.drop_checks import DropChecks
 from fxreduce.passes.drop_identities import DropIdentities
 from fxreduce.passes.fuse_chain import FuseChain
+from fxreduce.passes.fuse_flatten import FuseFlatten
 from fxreduce.passes.fuse_parallel import FuseParallel
+from fxreduce.passes.scale_cat import ScaleCat
 from fxreduce.passes.single_assignment import SingleAssignment
+from fxreduce.passes.split_cat import SplitCat
+from fxreduce.passes.stack_siblings import StackSiblings
 
 # Checks and identities go first: they stand between operators, the former as readers, the latter
 # hiding that two names are one tensor.
@@ -27,14 +31,25 @@ def fusion(cost: CostModel) -> Pipeline:
     """Merge all that is exact and pays.
 
     A merged chain may become a branch of a sum, and a merged sum a link of a chain: all passes
-    take turns until nothing changes. Pooling goes before what it makes cheaper, lest that is merged
-    into its windows.
+    take turns until nothing changes.
     """
     return (Repeat((*_merging(cost), *_REGISTERED)),)
 
 
 def _merging(cost: CostModel) -> tuple[Pass, ...]:
-    return (CommutePooling(cost), FuseChain(cost), FuseParallel(cost))
+    return (
+        # Before it could be merged into the windows of an average, what is cheaper behind it.
+        CommutePooling(cost),
+        FuseChain(cost),
+        FuseParallel(cost),
+        # The average may have brought an operator next to a flattening.
+        FuseFlatten(cost),
+        # Operands' own operators are as short as they get; what is left behind a concatenation is
+        # one scale-shift, or one operator to split, and siblings are split off as one.
+        ScaleCat(cost),
+        StackSiblings(cost),
+        SplitCat(cost),
+    )
 
 
 def register_pass(rewrite: Pass) -> Pass:

@@ -329,3 +329,54 @@ def pooled(draw: DrawFn) -> Pooled:
     pooling = draw(st.sampled_from((windows, windows, adaptive(size), adaptive(1))))
     x = draw(tensors(2, channels, *draw(per_axis(rank, 3, 7 if rank < 3 else 4))))
     return randomised(nn.Sequential(pointwise, pooling)), x
+
+
+Concatenated = tuple[nn.Module, Tensor]
+
+
+class _Concatenation(nn.Module):
+    """Branches, each on one of two values, laid behind one another; then a tail."""
+
+    def __init__(
+        self, branches: Sequence[tuple[nn.Module, int]], first: nn.Module, tail: nn.Module
+    ) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branch for branch, _ in branches)
+        self.read = [place for _, place in branches]
+        self.first, self.tail = first, tail
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = x, self.first(x)
+        branches = zip(self.branches, self.read, strict=True)
+        result: Tensor = self.tail(torch.cat([b(values[place]) for b, place in branches], 1))
+        return result
+
+
+@st.composite
+def concatenated(draw: DrawFn) -> Concatenated:
+    """Branches that keep an image's size or halve it, some over one input, then pointwise layers.
+
+    Among the branches are rectifiers, grouped and shared modules and the input itself.
+    """
+    channels = draw(st.sampled_from((2, 3, 4)))
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    stride = draw(st.sampled_from((1, 1, 1, 2)))
+
+    def branch() -> nn.Module:
+        groups, width = draw(groups_and_width(channels))
+        kernel = draw(st.sampled_from((1, 1, 3)))
+        options = {"groups": groups, "bias": draw(st.booleans()), "padding": kernel // 2}
+        conv = nn.Conv2d(channels, width, kernel, stride, **options)
+        kinds: list[nn.Module] = [conv] * 4 + [nn.Sequential(conv, nn.Tanh())]
+        kinds += [nn.BatchNorm2d(channels), nn.Identity()] if stride == 1 else []
+        return draw(st.sampled_from(kinds))
+
+    branches = [(branch(), draw(st.integers(0, 1))) for _ in range(draw(st.integers(1, 3)))]
+    branches += draw(st.sampled_from(([], [], branches[:1])))
+    x = draw(tensors(2, channels, 4, 5))
+    width = sum(randomised(module)(x).shape[1] for module, _ in branches)
+    groups, out = draw(groups_and_width(width)) if width in CHANNELS else (1, 2)
+    point = nn.Conv2d(width, out, 1, draw(st.integers(1, 2)), groups=groups)
+    tails = (nn.Sequential(nn.BatchNorm2d(width), nn.Tanh()), point, nn.Identity())
+    first = draw(st.sampled_from((nn.Tanh(), nn.ReLU())))
+    return randomised(_Concatenation(branches, first, draw(st.sampled_from(tails)))), x

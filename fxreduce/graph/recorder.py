@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import nn
 from torch.fx import GraphModule, Node
-from torch.fx.node import Argument, Target
+from torch.fx.node import Argument, Target, map_arg
 
 from fxreduce.graph.nodes import SHAPE, module_path
 
@@ -100,6 +100,19 @@ class Recorder:
         node.meta.update({} if shape is None else {SHAPE: shape})
         self.edits.append(Edit("created", node.name, why))
         return node
+
+    def again(
+        self,
+        node: Node,
+        given: Node,
+        on: Node,
+        before: Node,
+        shape: tuple[int, ...] | None,
+        why: str,
+    ) -> Node:
+        """The call of `node` once more, before a node, on another value instead of `given`."""
+        args, kwargs = map_arg((node.args, node.kwargs), lambda each: on if each is given else each)
+        return self.create(node.op, node.target, args, kwargs, before, shape, why)
 
     def insert(self, path: str, module: nn.Module, given: Node, before: Node, why: str) -> Node:
         """A call of a new module, of its input's shape, on `given` before a node, which stays.

@@ -20,14 +20,9 @@ from fxreduce.graph.capture import capture
 from fxreduce.graph.rectifiers import find_sites
 from fxreduce.operators.affine import ScaleShift
 from fxreduce.operators.cost import FlopsCost
-from fxreduce.passes.base import Pass, run_pipeline
-from fxreduce.passes.commute_pooling import CommutePooling
-from fxreduce.passes.drop_identities import DropIdentities
-from fxreduce.passes.fuse_chain import FuseChain
-from fxreduce.passes.fuse_parallel import FuseParallel
+from fxreduce.passes.base import Pass, Repeat, run_pipeline
 from fxreduce.passes.linearise import Linearise
 from fxreduce.passes.pipeline import PREPARE, fusion
-from fxreduce.passes.single_assignment import SingleAssignment
 
 Drawn = tuple[Network, Tensor]
 
@@ -43,11 +38,11 @@ def assert_same(before: nn.Module, after: nn.Module, x: Tensor) -> None:
     assert_close(outputs(before, x), outputs(after, x))
 
 
-@pytest.mark.parametrize(
-    "each",
-    [DropIdentities(), SingleAssignment(), CommutePooling(), FuseChain(), FuseParallel()],
-    ids=lambda p: p.name,
-)
+(REPEATED,) = fusion(FlopsCost())
+assert isinstance(REPEATED, Repeat)
+
+
+@pytest.mark.parametrize("each", [*PREPARE, *REPEATED.passes], ids=lambda p: p.name)
 @given(drawn=networks(), shapes=st.booleans())
 def test_each_pass_alone_keeps_the_outputs_and_the_graph_it_was_given(
     each: Pass, drawn: Drawn, shapes: bool
