@@ -81,6 +81,8 @@ class FuseFlatten:
 
 def match(graph_module: GraphModule, node: Node) -> Match | Refusal | None:
     """The operators around a flattening, of which the node calls the second; None without them."""
+    if not any(flattens(graph_module, given) for given in node.all_input_nodes):
+        return None
     second = read_affine(graph_module, node)
     if not isinstance(second, AffineCall) or second.operator.rank != 0:
         return None

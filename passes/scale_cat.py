@@ -15,9 +15,9 @@ from typing import ClassVar
 
 from torch.fx import GraphModule, Node
 
-from fxreduce.graph.affine import AffineCall, like_of, read_affine
+from fxreduce.graph.affine import AffineCall, like_of
 from fxreduce.graph.aliases import Aliases
-from fxreduce.graph.concatenation import Concatenation, read_concatenation
+from fxreduce.graph.concatenation import Concatenation, affine_behind
 from fxreduce.graph.modules import to_module
 from fxreduce.graph.nodes import label
 from fxreduce.graph.recorder import Recorder
@@ -71,11 +71,12 @@ class ScaleCat:
 
 def match(graph_module: GraphModule, node: Node) -> Match | Refusal | None:
     """The scale-shift over a concatenation that the node calls; None where it calls none."""
-    call = read_affine(graph_module, node)
-    if not isinstance(call, AffineCall) or not isinstance(call.operator, ScaleShift):
+    behind = affine_behind(graph_module, node)
+    if behind is None:
         return None
-    whole = read_concatenation(graph_module, call.input)
-    if whole is None or call.operator.rank != -whole.axis - 1:
+    call, whole = behind
+    scale = call.operator
+    if not isinstance(scale, ScaleShift):
         return None
     producers: list[AffineCall] = []
     for operand in whole.operands:
@@ -83,10 +84,10 @@ def match(graph_module: GraphModule, node: Node) -> Match | Refusal | None:
         if producer is None:
             return Refusal(f"no affine operator computes {label(operand)} of the concatenation")
         producers.append(producer)
-    spans = whole.spans(graph_module, call.operator.in_channels)
+    spans = whole.spans(graph_module, scale.in_channels)
     if isinstance(spans, Refusal):
         return spans
-    parts = [columns(call.operator, [span]) for span in spans]
+    parts = [columns(scale, [span]) for span in spans]
     pairs = tuple(zip(producers, parts, strict=True))
     return _hazard(graph_module, call, whole, producers) or Match(call, whole, pairs)
 

@@ -21,9 +21,9 @@ from typing import ClassVar
 
 from torch.fx import GraphModule, Node
 
-from fxreduce.graph.affine import AffineCall, like_of, read_affine
+from fxreduce.graph.affine import AffineCall, like_of
 from fxreduce.graph.aliases import Aliases
-from fxreduce.graph.concatenation import Concatenation, read_concatenation
+from fxreduce.graph.concatenation import Concatenation, affine_behind
 from fxreduce.graph.modules import to_module
 from fxreduce.graph.nodes import label, shape_of
 from fxreduce.graph.recorder import Recorder
@@ -110,11 +110,12 @@ class SplitCat:
 
 def match(graph_module: GraphModule, node: Node) -> Match | Refusal | None:
     """The pointwise operator over a concatenation that the node calls; None where it calls none."""
-    call = read_affine(graph_module, node)
-    if not isinstance(call, AffineCall) or not isinstance(call.operator, Conv):
+    behind = affine_behind(graph_module, node)
+    if behind is None:
         return None
-    whole = read_concatenation(graph_module, call.input)
-    if whole is None or not call.operator.is_pointwise or call.operator.rank != -whole.axis - 1:
+    call, whole = behind
+    joined = call.operator
+    if not isinstance(joined, Conv) or not joined.is_pointwise:
         return None
     producers = {
         place: producer
@@ -125,15 +126,15 @@ def match(graph_module: GraphModule, node: Node) -> Match | Refusal | None:
         return None
     if len(whole.node.users) > 1:
         return Refusal(f"{label(whole.node)} has {len(whole.node.users)} readers")
-    if call.operator.groups > 1:
-        return Refusal(f"it has {call.operator.groups} groups, which operands may lie across")
-    spans = whole.spans(graph_module, call.operator.in_channels)
+    if joined.groups > 1:
+        return Refusal(f"it has {joined.groups} groups, which operands may lie across")
+    spans = whole.spans(graph_module, joined.in_channels)
     aliases = Aliases(graph_module)
     if reason := hazard(aliases, call):
         return reason
     if isinstance(spans, Refusal):
         return spans
-    found = Match(call, call.operator, whole, spans, {})
+    found = Match(call, joined, whole, spans, {})
     reasons = [_stays(aliases, found, place, each) for place, each in producers.items()]
     kept = [reason for reason in reasons if reason is not None]
     if len(kept) == len(producers):

@@ -82,3 +82,15 @@ def read_concatenation(graph_module: GraphModule, node: Node) -> Concatenation |
             return None
         axis -= len(shape) if shape is not None else (right or 0) + 2
     return Concatenation(node, tuple(operands), axis)
+
+
+def affine_behind(graph_module: GraphModule, node: Node) -> tuple[AffineCall, Concatenation] | None:
+    """The affine call that the node is and the concatenation, along its channels, that it reads."""
+    read = (read_concatenation(graph_module, given) for given in node.all_input_nodes)
+    wholes = [whole for whole in read if whole is not None]
+    call = read_affine(graph_module, node) if wholes else None
+    if not isinstance(call, AffineCall):
+        return None
+    along = (each for each in wholes if each.axis == -call.operator.rank - 1)
+    whole = next((each for each in along if each.node is call.input), None)
+    return None if whole is None else (call, whole)
