@@ -135,4 +135,9 @@ def _replace(recorder: Recorder, found: Match) -> None:
     merged = compose(on_rank(first.operator, 0), second.operator)
     assert not isinstance(merged, Refusal)  # its geometry has been composed
     module = to_module(merged, like_of((second, first)))
-    recorder.merge([first.node, flatten, second.node], flat, module, why)
+    node = second.node
+    # At the path of the second one, which was a Linear too.
+    by = recorder.stand_in([node, first.node], flat, module, node, shape_of(node), why)
+    recorder.replace(node, by, why)
+    recorder.erase(flatten, why)
+    recorder.erase(first.node, why)

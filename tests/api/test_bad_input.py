@@ -226,7 +226,11 @@ def test_control_flow_that_depends_on_data_is_refused_with_the_way_out(entry: An
         ({"cost": "gold"}, "UnsupportedError", r"a CostModel or one of 'flops'.*seen: 'gold'"),
         ({"cost": 3}, "UnsupportedError", r"a CostModel or one of 'flops'.*seen: 3"),
         ({"compensate": "magic"}, "UnsupportedError", r"one of 'identity', 'channel'.*'magic'"),
-        ({"disable": ("magic",)}, "UnsupportedError", r"\(.*fuse_chain, fuse_parallel\).*'magic'"),
+        (
+            {"disable": ("magic",)},
+            "UnsupportedError",
+            r"\(.*fuse_chain, fuse_parallel.*\).*'magic'",
+        ),
         ({"disable": "magic"}, "UnsupportedError", r"names of passes .* seen: 'magic'"),
         ({"include": ["no*"]}, "PlanError", r"include takes .*'no\*' matches none of act, act2"),
         ({"exclude": ["act", "x"]}, "PlanError", r"exclude takes .*'x' matches none of act, act2"),
