@@ -7,15 +7,20 @@ from collections.abc import Collection
 from fxreduce.errors import UnsupportedError
 from fxreduce.operators.cost import CostModel, FlopsCost
 from fxreduce.passes.base import Pass, Pipeline, Repeat, pass_names
+from fxreduce.passes.commute_pooling import CommutePooling
 from fxreduce.passes.drop_checks import DropChecks
 from fxreduce.passes.drop_identities import DropIdentities
 from fxreduce.passes.fold_norm import FoldNorm
 from fxreduce.passes.fold_scale import FoldScale
 from fxreduce.passes.fuse_chain import FuseChain
+from fxreduce.passes.fuse_flatten import FuseFlatten
 from fxreduce.passes.fuse_padded import FusePadded
 from fxreduce.passes.fuse_parallel import FuseParallel
 from fxreduce.passes.fuse_shared import FuseShared
+from fxreduce.passes.scale_cat import ScaleCat
 from fxreduce.passes.single_assignment import SingleAssignment
+from fxreduce.passes.split_cat import SplitCat
+from fxreduce.passes.stack_siblings import StackSiblings
 
 # Checks and identities go first: they stand between operators, the former as readers, the latter
 # hiding that two names are one tensor.
@@ -28,16 +33,25 @@ _REGISTERED: list[Pass] = []
 def merging(cost: CostModel) -> tuple[Pass, ...]:
     """The passes that take turns until nothing changes.
 
-    A merged chain may become a branch of a sum, and a merged sum a link of a chain. What structure
-    keeps from an operator, a scale or a norm's affine part, goes into what the chains have become,
-    once and not once for each link. What several operators read goes into them last, as branches
-    that merge leave fewer readers.
+    A merged chain may become a branch of a sum, and a merged sum a link of a chain.
     """
     return (
+        # Before it could be merged into the windows of an average, what is cheaper behind it.
+        CommutePooling(cost),
         FuseChain(cost),
         FuseParallel(cost),
+        # The average may have brought an operator next to a flattening.
+        FuseFlatten(cost),
+        # What structure keeps from an operator, a scale or a norm's affine part, goes into what the
+        # chains have become, once and not once for each link.
         FoldScale(cost),
         FoldNorm(),
+        # Operands' own operators are as short as they get; what is left behind a concatenation is
+        # one scale-shift, or one operator to split, and siblings are split off as one.
+        ScaleCat(cost),
+        StackSiblings(cost),
+        SplitCat(cost),
+        # What several operators read goes into them last, as branches that merge are fewer readers.
         FuseShared(cost),
     )
 

@@ -134,19 +134,30 @@ def padded_pairs(draw: DrawFn) -> tuple[Conv, Conv, Tensor]:
     return f, g, x
 
 
-@st.composite
-def parallel_convs(draw: DrawFn) -> tuple[Conv, Conv]:
+def parallel_convs() -> SearchStrategy[tuple[Conv, Conv]]:
     """Two convolutions that read and write the same shapes: same stride, same growth."""
+    return _convs_alike(same_width=True)
+
+
+def siblings() -> SearchStrategy[tuple[Conv, Conv]]:
+    """Two convolutions on one input whose outputs differ in their channels alone."""
+    return _convs_alike(same_width=False)
+
+
+@st.composite
+def _convs_alike(draw: DrawFn, *, same_width: bool) -> tuple[Conv, Conv]:
     rank, channels = draw(ranks()), draw(st.sampled_from(CHANNELS))
     groups, width = (
         draw(groups_and_width(channels)) if rank else (1, draw(st.sampled_from(CHANNELS)))
     )
-    other = draw(st.sampled_from([n for n in CHANNELS if channels % n == 0 == width % n]))
+    widths = [n for n in CHANNELS if n == width or not same_width]
+    pairs = [(n, w) for n in CHANNELS for w in widths if channels % n == 0 == w % n]
+    other, other_width = draw(st.sampled_from(pairs))
     stride = draw(per_axis(rank, 1, 2))
     mode = draw(st.sampled_from(MODES)) if rank else "zeros"
     growths = draw(st.tuples(*(st.integers(-3, 2) for _ in range(rank))))
 
-    def conv(groups: int) -> Conv:
+    def conv(groups: int, width: int) -> Conv:
         axes = [draw(st.sampled_from(_windows(growth))) for growth in growths]
         kernel, dilation, padding = zip(*axes, strict=True) if axes else ((), (), ())
         return Conv(
@@ -159,7 +170,7 @@ def parallel_convs(draw: DrawFn) -> tuple[Conv, Conv]:
             mode,
         )
 
-    return conv(groups), conv(other if rank else 1)
+    return conv(groups, width), conv(other if rank else 1, other_width)
 
 
 def _windows(growth: int) -> Sequence[tuple[int, int, int]]:
@@ -351,6 +362,7 @@ def _arithmetic(draw: DrawFn, net: Network, values: list[Tensor]) -> None:
         ),
         "view": lambda net, v: v[place].transpose(-1, 0).transpose(-1, 0),
         "pool": lambda net, v: F.max_pool2d(v[place], 2, 1),
+        "mean": lambda net, v: v[place].mean(-1, keepdim=True),
         "flatten": lambda net, v: v[place].flatten(1),
         "permute": lambda net, v: v[place].permute(0, 2, 3, 1),
         "mean pool": lambda net, v: F.avg_pool2d(v[place], 2, 1),
@@ -389,3 +401,88 @@ def _sum(draw: DrawFn, net: Network, values: list[Tensor], left: int, right: int
     }
     kind = draw(st.sampled_from(("sum", "sum", "torch.add", "add_", "cat")))
     net.extend(steps[kind], values, f"{len(values)}: {kind} of {left} and {right}")
+
+
+Pooled = tuple[nn.Module, Tensor]
+
+
+@st.composite
+def pooled(draw: DrawFn) -> Pooled:
+    """A pointwise operator, then an average over images of any size, and an input."""
+    rank, channels = draw(st.integers(1, 3)), draw(st.sampled_from(CHANNELS))
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    groups, width = draw(groups_and_width(channels))
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1]
+    norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[rank - 1]
+    pointwise = draw(
+        st.sampled_from(
+            (
+                conv(channels, width, 1, groups=groups, bias=draw(st.booleans())),
+                norm(channels, affine=draw(st.booleans())),
+            )
+        )
+    )
+    windowed = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[rank - 1]
+    adaptive = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[rank - 1]
+    size = draw(per_axis(rank, 1, 3))
+    windows = windowed(
+        size,
+        draw(per_axis(rank, 1, 3)),
+        draw(st.tuples(*(st.integers(0, each // 2) for each in size))),
+        draw(st.booleans()),
+        draw(st.booleans()),
+    )
+    pooling = draw(st.sampled_from((windows, windows, adaptive(size), adaptive(1))))
+    x = draw(tensors(2, channels, *draw(per_axis(rank, 3, 7 if rank < 3 else 4))))
+    return randomised(nn.Sequential(pointwise, pooling)), x
+
+
+Concatenated = tuple[nn.Module, Tensor]
+
+
+class _Concatenation(nn.Module):
+    """Branches, each on one of two values, laid behind one another; then a tail."""
+
+    def __init__(
+        self, branches: Sequence[tuple[nn.Module, int]], first: nn.Module, tail: nn.Module
+    ) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branch for branch, _ in branches)
+        self.read = [place for _, place in branches]
+        self.first, self.tail = first, tail
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = x, self.first(x)
+        branches = zip(self.branches, self.read, strict=True)
+        result: Tensor = self.tail(torch.cat([b(values[place]) for b, place in branches], 1))
+        return result
+
+
+@st.composite
+def concatenated(draw: DrawFn) -> Concatenated:
+    """Branches that keep an image's size or halve it, some over one input, then pointwise layers.
+
+    Among the branches are rectifiers, grouped and shared modules and the input itself.
+    """
+    channels = draw(st.sampled_from((2, 3, 4)))
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    stride = draw(st.sampled_from((1, 1, 1, 2)))
+
+    def branch() -> nn.Module:
+        groups, width = draw(groups_and_width(channels))
+        kernel = draw(st.sampled_from((1, 1, 3)))
+        options = {"groups": groups, "bias": draw(st.booleans()), "padding": kernel // 2}
+        conv = nn.Conv2d(channels, width, kernel, stride, **options)
+        kinds: list[nn.Module] = [conv] * 4 + [nn.Sequential(conv, nn.Tanh())]
+        kinds += [nn.BatchNorm2d(channels), nn.Identity()] if stride == 1 else []
+        return draw(st.sampled_from(kinds))
+
+    branches = [(branch(), draw(st.integers(0, 1))) for _ in range(draw(st.integers(1, 3)))]
+    branches += draw(st.sampled_from(([], [], branches[:1])))
+    x = draw(tensors(2, channels, 4, 5))
+    width = sum(randomised(module)(x).shape[1] for module, _ in branches)
+    groups, out = draw(groups_and_width(width)) if width in CHANNELS else (1, 2)
+    point = nn.Conv2d(width, out, 1, draw(st.integers(1, 2)), groups=groups)
+    tails = (nn.Sequential(nn.BatchNorm2d(width), nn.Tanh()), point, nn.Identity())
+    first = draw(st.sampled_from((nn.Tanh(), nn.ReLU())))
+    return randomised(_Concatenation(branches, first, draw(st.sampled_from(tails)))), x

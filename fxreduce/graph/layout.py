@@ -28,7 +28,7 @@ def trailing_axes(graph_module: GraphModule, node: Node) -> int | None:
         name = _name(graph_module, value)
         if found := _SPATIAL.search(name):
             return int(found[2])
-        if _flattens(graph_module, value, name):
+        if flattens(graph_module, value):
             return 0
     return None
 
@@ -97,7 +97,9 @@ def _name(graph_module: GraphModule, node: Node) -> str:
     return operation(node) or ""
 
 
-def _flattens(graph_module: GraphModule, node: Node, name: str) -> bool:
+def flattens(graph_module: GraphModule, node: Node) -> bool:
+    """Whether the node flattens all axes from axis 1 on into one."""
+    name = _name(graph_module, node)
     if name == "Flatten":
         module = module_of(graph_module, node)
         return (getattr(module, "start_dim", 0), getattr(module, "end_dim", 0)) == (1, -1)

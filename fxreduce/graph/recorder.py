@@ -10,6 +10,7 @@ from typing import Literal
 
 from torch import nn
 from torch.fx import GraphModule, Node
+from torch.fx.node import Argument, Target, map_arg
 
 from fxreduce.graph.nodes import SHAPE, module_path
 
@@ -57,16 +58,61 @@ class Recorder:
             nodes: in graph order; the last one's value is replaced, the others feed only it. The
                 call stands where the first one stood, so that it reads `given` when that did.
         """
-        path = self._free_path(nodes)
-        self._set_module(path, module)
-        with self.graph_module.graph.inserting_before(nodes[0]):
-            merged = self.graph_module.graph.call_module(path, (given,))
+        merged = self.stand_in(nodes, given, module, nodes[0], None, why)
         merged.meta = dict(nodes[-1].meta)
-        self.edits.append(Edit("created", merged.name, why))
         self.replace(nodes[-1], merged, why)
         for node in reversed(nodes[:-1]):
             self.erase(node, why)
         return merged
+
+    def stand_in(
+        self,
+        nodes: Sequence[Node],
+        given: Node,
+        module: nn.Module,
+        before: Node,
+        shape: tuple[int, ...] | None,
+        why: str,
+    ) -> Node:
+        """One call of `module` on `given` before a node, at the path of `nodes`, which stay.
+
+        Args:
+            nodes: what the caller will erase, and whose path is therefore free.
+            shape: of the call's value, where it is known.
+        """
+        path = self._free_path(nodes)
+        self._set_module(path, module)
+        return self.create("call_module", path, (given,), {}, before, shape, why)
+
+    def create(
+        self,
+        op: str,
+        target: Target,
+        args: tuple[Argument, ...],
+        kwargs: dict[str, Argument],
+        before: Node,
+        shape: tuple[int, ...] | None,
+        why: str,
+    ) -> Node:
+        """A call of what the model calls already, or of a function, before a node."""
+        with self.graph_module.graph.inserting_before(before):
+            node = self.graph_module.graph.create_node(op, target, args, kwargs)
+        node.meta.update({} if shape is None else {SHAPE: shape})
+        self.edits.append(Edit("created", node.name, why))
+        return node
+
+    def again(
+        self,
+        node: Node,
+        given: Node,
+        on: Node,
+        before: Node,
+        shape: tuple[int, ...] | None,
+        why: str,
+    ) -> Node:
+        """The call of `node` once more, before a node, on another value instead of `given`."""
+        args, kwargs = map_arg((node.args, node.kwargs), lambda each: on if each is given else each)
+        return self.create(node.op, node.target, args, kwargs, before, shape, why)
 
     def insert(self, path: str, module: nn.Module, given: Node, before: Node, why: str) -> Node:
         """A call of a new module, of its input's shape, on `given` before a node, which stays.
@@ -75,11 +121,7 @@ class Recorder:
         """
         path = self._unused(path)
         self._set_module(path, module)
-        with self.graph_module.graph.inserting_before(before):
-            node = self.graph_module.graph.call_module(path, (given,))
-        node.meta.update({SHAPE: given.meta[SHAPE]} if SHAPE in given.meta else {})
-        self.edits.append(Edit("created", node.name, why))
-        return node
+        return self.create("call_module", path, (given,), {}, before, given.meta.get(SHAPE), why)
 
     def replace(self, node: Node, by: Node, why: str) -> None:
         """Let every user of `node` use `by`, and erase `node`."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fxreduce.operators.affine import Conv, Operator, Refusal, ScaleShift, in_double, nonzero
+from fxreduce.operators.affine import Conv, Operator, Refusal, ScaleShift, as_conv, in_double
 from fxreduce.operators.kernels import regroup
 
 
@@ -34,15 +34,7 @@ def add(f: Operator, g: Operator) -> Operator | Refusal:
     f, g = in_double(f), in_double(g)
     if isinstance(f, ScaleShift) and isinstance(g, ScaleShift):
         return ScaleShift(f.scale + g.scale, f.shift + g.shift, f.rank)
-    return _add_convs(_as_conv(f), _as_conv(g))
-
-
-def _as_conv(operator: Operator) -> Conv:
-    """A scale-shift as a depthwise 1x1 convolution."""
-    if isinstance(operator, Conv):
-        return operator
-    weight = operator.scale.view(-1, *(1,) * (operator.rank + 1))
-    return Conv(weight, nonzero(operator.shift), groups=operator.out_channels)
+    return _add_convs(as_conv(f), as_conv(g))
 
 
 def _add_convs(f: Conv, g: Conv) -> Conv | Refusal:

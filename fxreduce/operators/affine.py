@@ -127,6 +127,14 @@ def nonzero(tensor: Tensor | None) -> Tensor | None:
     return tensor if tensor is None or tensor.is_meta or bool(tensor.any()) else None
 
 
+def as_conv(operator: Operator) -> Conv:
+    """A scale-shift as a depthwise 1x1 convolution."""
+    if isinstance(operator, Conv):
+        return operator
+    weight = operator.scale.view(-1, *(1,) * (operator.rank + 1))
+    return Conv(weight, nonzero(operator.shift), groups=operator.out_channels)
+
+
 def map_tensors(operator: Operator, function: Callable[[Tensor], Tensor]) -> Operator:
     """The operator with `function` applied to each of its tensors, as a new object."""
     if isinstance(operator, ScaleShift):

@@ -42,6 +42,11 @@ class Setting:
         """The setting of what follows the operator."""
         return replace(self, shape=output_shape(operator, self.shape))
 
+    def with_channels(self, axis: int, channels: int) -> Setting:
+        """The setting with another number of channels on an axis counted from the right."""
+        place = len(self.shape) + axis
+        return replace(self, shape=(*self.shape[:place], channels, *self.shape[place + 1 :]))
+
 
 def settings_along(operators: Sequence[Operator], first: Setting) -> Iterator[Setting]:
     """The setting of each of the operators that follow one another, the first one's given."""

@@ -187,3 +187,28 @@ def test_a_shared_graph_module_computes_the_same_with_the_same_parameters(
     assert copy.graph is not graph_module.graph
     for name, parameter in copy.named_parameters():
         assert parameter is graph_module.get_parameter(name)
+
+
+def test_a_call_that_stands_in_takes_the_path_of_nodes_that_are_to_go() -> None:
+    recorder = Recorder(chain(), "test")
+    first, last = node_at(recorder, "0"), node_at(recorder, "2")
+    (x,) = first.all_input_nodes
+    stand_in = recorder.stand_in([first], x, nn.Linear(3, 4), first, (5, 4), "why")
+    (given,) = last.all_input_nodes
+    other = recorder.stand_in([last], given, nn.Linear(4, 2), last, None, "why")
+    assert (stand_in.target, other.target) == ("0", "2")
+    assert stand_in.meta == {"fxreduce.shape": (5, 4)}
+    assert other.meta == {}
+    recorder.replace(last, other, "why")
+    recorder.replace(first, stand_in, "why")
+    assert recorder.counts() == {"created": 2, "replaced": 2}
+    assert targets(recorder.finish()) == ["0", "1", "2", "3"]
+
+
+def test_a_function_can_be_called_before_a_node() -> None:
+    recorder = Recorder(symbolic_trace(lambda x: x + 1), "test")
+    x, add, _ = recorder.nodes
+    doubled = recorder.create("call_function", torch.mul, (x, 2), {}, add, (3,), "why")
+    recorder.reroute(x, doubled, [add], "why")
+    assert recorder.edits[0] == Edit("created", doubled.name, "why")
+    assert recorder.finish()(torch.tensor(1.0)) == 3

@@ -154,6 +154,8 @@ def test_what_prepares_comes_before_what_merges() -> None:
         *(each.name for each in merging(FlopsCost())),
         *(each.name for each in finishing(FlopsCost())),
     ]
+    # An average behind an operator would otherwise be merged into its windows.
+    assert names.index("commute_pooling") < names.index("fuse_chain")
 
 
 @pytest.fixture

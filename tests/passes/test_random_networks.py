@@ -21,14 +21,8 @@ from fxreduce.graph.rectifiers import find_sites
 from fxreduce.operators.affine import ScaleShift
 from fxreduce.operators.cost import FlopsCost
 from fxreduce.passes.base import Pass, run_pipeline
-from fxreduce.passes.drop_identities import DropIdentities
-from fxreduce.passes.fold_norm import FoldNorm
-from fxreduce.passes.fold_scale import FoldScale
-from fxreduce.passes.fuse_chain import FuseChain
-from fxreduce.passes.fuse_parallel import FuseParallel
 from fxreduce.passes.linearise import Linearise
-from fxreduce.passes.pipeline import PREPARE, fusion
-from fxreduce.passes.single_assignment import SingleAssignment
+from fxreduce.passes.pipeline import PREPARE, finishing, fusion, merging
 
 Drawn = tuple[Network, Tensor]
 
@@ -44,18 +38,10 @@ def assert_same(before: nn.Module, after: nn.Module, x: Tensor) -> None:
     assert_close(outputs(before, x), outputs(after, x))
 
 
-@pytest.mark.parametrize(
-    "each",
-    [
-        DropIdentities(),
-        SingleAssignment(),
-        FuseChain(),
-        FuseParallel(),
-        FoldScale(),
-        FoldNorm(),
-    ],
-    ids=lambda p: p.name,
-)
+EACH = (*PREPARE, *merging(FlopsCost()), *finishing(FlopsCost()))
+
+
+@pytest.mark.parametrize("each", EACH, ids=lambda p: p.name)
 @given(drawn=networks(), shapes=st.booleans())
 def test_each_pass_alone_keeps_the_outputs_and_the_graph_it_was_given(
     each: Pass, drawn: Drawn, shapes: bool
