@@ -11,7 +11,9 @@ from typing import Literal
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from fxreduce.graph.aliases import Aliases
 from fxreduce.graph.nodes import SHAPE, module_path
+from fxreduce.graph.paths import Paths
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,33 @@ class Recorder:
     """Edits a copy of a graph module and keeps the record.
 
     The copy has a graph of its own and shares the modules and parameters, which rewrites replace
-    but never write.
+    but never write. It is edited through the recorder alone, which keeps what it knows of the
+    graph, so that an edit takes time for what it changes and not for the whole graph.
     """
 
     def __init__(self, graph_module: GraphModule, rewrite: str) -> None:
         self.graph_module = share(graph_module)
         self.rewrite = rewrite
         self.edits: list[Edit] = []
-        self.refusals: list[RefusedRewrite] = []
+        self._refusals: dict[RefusedRewrite, None] = {}
+        self._aliases: Aliases | None = None
+        self._paths: Paths | None = None
+
+    @property
+    def refusals(self) -> list[RefusedRewrite]:
+        """The refusals, in order, each once."""
+        return list(self._refusals)
+
+    @property
+    def aliases(self) -> Aliases:
+        """What shares memory in the graph as it is now.
+
+        Building it takes a look at every node; after a merge it is kept, and may then say of two
+        values that they share memory although the merge has parted them, but not the other way.
+        """
+        if self._aliases is None:
+            self._aliases = Aliases(self.graph_module)
+        return self._aliases
 
     @property
     def nodes(self) -> list[Node]:
@@ -57,15 +78,16 @@ class Recorder:
             nodes: in graph order; the last one's value is replaced, the others feed only it. The
                 call stands where the first one stood, so that it reads `given` when that did.
         """
-        path = self._free_path(nodes)
-        self._set_module(path, module)
-        with self.graph_module.graph.inserting_before(nodes[0]):
-            merged = self.graph_module.graph.call_module(path, (given,))
+        aliases = self._aliases
+        merged = self._call(self._free_path(nodes), module, given, nodes[0])
         merged.meta = dict(nodes[-1].meta)
         self.edits.append(Edit("created", merged.name, why))
         self.replace(nodes[-1], merged, why)
         for node in reversed(nodes[:-1]):
             self.erase(node, why)
+        if aliases is not None:
+            aliases.merge(nodes, merged)
+        self._aliases = aliases
         return merged
 
     def insert(self, path: str, module: nn.Module, given: Node, before: Node, why: str) -> Node:
@@ -73,10 +95,7 @@ class Recorder:
 
         The module stands at `path`, or at a path like it where the model has something there.
         """
-        path = self._unused(path)
-        self._set_module(path, module)
-        with self.graph_module.graph.inserting_before(before):
-            node = self.graph_module.graph.call_module(path, (given,))
+        node = self._call(self._unused(path), module, given, before)
         node.meta.update({SHAPE: given.meta[SHAPE]} if SHAPE in given.meta else {})
         self.edits.append(Edit("created", node.name, why))
         return node
@@ -89,6 +108,7 @@ class Recorder:
 
     def reroute(self, node: Node, by: Node, users: Sequence[Node], why: str) -> None:
         """Let some users of `node` use `by`; `node` stays."""
+        self._aliases = None
         if node.replace_all_uses_with(by, delete_user_cb=lambda user: user in users):
             self.edits.append(Edit("replaced", node.name, why))
 
@@ -99,9 +119,7 @@ class Recorder:
 
     def refuse(self, where: str, reason: str) -> None:
         """Record that the rewrite does not apply somewhere."""
-        refusal = RefusedRewrite(where, reason, self.rewrite)
-        if refusal not in self.refusals:
-            self.refusals.append(refusal)
+        self._refusals[RefusedRewrite(where, reason, self.rewrite)] = None
 
     def counts(self) -> Counter[str]:
         """How many nodes were created, replaced and erased."""
@@ -114,27 +132,44 @@ class Recorder:
         self.graph_module.recompile()
         return self.graph_module
 
+    def _call(self, path: str, module: nn.Module, given: Node, before: Node) -> Node:
+        """A call of a module that is put at `path`."""
+        self._set_module(path, module)
+        with self.graph_module.graph.inserting_before(before):
+            node = self.graph_module.graph.call_module(path, (given,))
+        if self._paths is not None:
+            self._paths.add(node)
+        self._aliases = None
+        return node
+
     def _erase(self, node: Node) -> None:
-        inputs = node.all_input_nodes
+        constants = [each for each in node.all_input_nodes if each.op == "get_attr"]
+        self._erase_one(node)
+        for constant in constants:
+            if not constant.users:
+                self._erase_one(constant)
+
+    def _erase_one(self, node: Node) -> None:
         self.graph_module.graph.erase_node(node)
-        for constant in inputs:
-            if constant.op == "get_attr" and not constant.users:
-                self.graph_module.graph.erase_node(constant)
+        if self._paths is not None:
+            self._paths.remove(node)
+        self._aliases = None
 
     def _free_path(self, nodes: Sequence[Node]) -> str:
         """The path of the first module among `nodes` if nothing else uses it, or one like it."""
-        called = [node for node in self.nodes if node.op == "call_module" and node not in nodes]
-        constants = [
-            node
-            for node in self.graph_module.graph.find_nodes(op="get_attr")
-            if not (node.users and all(user in nodes for user in node.users))
-        ]
-        paths = [path for node in nodes if (path := _path(node)) and not _is_inside(path, called)]
-        hint = next(iter(paths), "fused")
+        if self._paths is None:
+            self._paths = Paths(self.graph_module.graph.nodes)
+        own = (*nodes, *_own_constants(nodes))
+        for node in own:
+            self._paths.remove(node)
+        called = self._paths.is_called
+        hint = next((path for node in nodes if (path := _path(node)) and not called(path)), "fused")
         path, count = hint, 0
-        while any(f"{node.target}.".startswith(f"{path}.") for node in (*called, *constants)):
+        while self._paths.is_used(path):
             count += 1
             path = f"{hint}_{count}"
+        for node in own:
+            self._paths.add(node)
         return path
 
     def _unused(self, hint: str) -> str:
@@ -162,9 +197,10 @@ def share(graph_module: GraphModule) -> GraphModule:
     return copy
 
 
-def _is_inside(path: str, calls: Sequence[Node]) -> bool:
-    """Whether one of the called modules holds the path, and would be changed by a module there."""
-    return any(path.startswith(f"{call.target}.") for call in calls)
+def _own_constants(nodes: Sequence[Node]) -> set[Node]:
+    """The constants that only `nodes` read."""
+    constants = {each for node in nodes for each in node.all_input_nodes if each.op == "get_attr"}
+    return {each for each in constants if all(user in nodes for user in each.users)}
 
 
 def _path(node: Node) -> str:
