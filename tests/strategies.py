@@ -108,6 +108,29 @@ def chains(draw: DrawFn, length: int) -> list[Operator]:
 
 
 @st.composite
+def bordered_chains(draw: DrawFn) -> list[Operator]:
+    """A pointwise operator with a shift, then a convolution that pads with zeros."""
+    rank, channels = draw(st.integers(1, 3)), draw(st.sampled_from(CHANNELS))
+    groups, width = draw(groups_and_width(channels))
+    kernel = draw(per_axis(rank, 2, 3))
+    pointwise = Conv(
+        draw(tensors(channels, draw(st.sampled_from(CHANNELS)), *(1,) * rank)),
+        draw(tensors(channels)),
+        draw(per_axis(rank, 1, 2)),
+    )
+    shift = ScaleShift(draw(tensors(channels)), draw(tensors(channels)), rank)
+    padded = Conv(
+        draw(tensors(width, channels // groups, *kernel)),
+        draw(st.none() | tensors(width)),
+        draw(per_axis(rank, 1, 2)),
+        draw(per_axis(rank, 1, 2)),
+        draw(per_axis(rank, 1, 2)),
+        groups,
+    )
+    return [draw(st.sampled_from([pointwise, shift])), padded]
+
+
+@st.composite
 def images(draw: DrawFn, channels: int, rank: int, largest: int = 9) -> Tensor:
     """Inputs of a spatial rank: tiny, smaller than a kernel, and not square ones among them.
 
@@ -135,7 +158,7 @@ def padded_pairs(draw: DrawFn) -> tuple[Conv, Conv, Tensor]:
 
 
 @st.composite
-def parallel_convs(draw: DrawFn) -> tuple[Conv, Conv]:
+def parallel_convs(draw: DrawFn, modes: Sequence[str] = MODES) -> tuple[Conv, Conv]:
     """Two convolutions that read and write the same shapes: same stride, same growth."""
     rank, channels = draw(ranks()), draw(st.sampled_from(CHANNELS))
     groups, width = (
@@ -143,7 +166,7 @@ def parallel_convs(draw: DrawFn) -> tuple[Conv, Conv]:
     )
     other = draw(st.sampled_from([n for n in CHANNELS if channels % n == 0 == width % n]))
     stride = draw(per_axis(rank, 1, 2))
-    mode = draw(st.sampled_from(MODES)) if rank else "zeros"
+    mode = draw(st.sampled_from(modes)) if rank else "zeros"
     growths = draw(st.tuples(*(st.integers(-3, 2) for _ in range(rank))))
 
     def conv(groups: int) -> Conv:
