@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,9 +32,9 @@ from torch.fx import GraphModule
 from torch.fx.experimental import optimization
 
 import fxreduce
-from fxreduce.cli.timing import median_latencies
 from fxreduce.graph.compare import difference, tolerance
 from fxreduce.report.table import table
+from fxreduce.timing import median_latencies
 
 SIZE = 224
 
@@ -162,7 +165,8 @@ def compiled_times(modules: Sequence[nn.Module], images: Tensor, runs: int) -> T
 def milliseconds(
     modules: Sequence[Callable[..., object]], images: Tensor, runs: int
 ) -> list[float]:
-    return [1e3 * each for each in median_latencies(modules, images, rounds=runs)]
+    calls = [partial(module, images) for module in modules]
+    return [1e3 * each for each in median_latencies(calls, images.device, rounds=runs)]
 
 
 def rows(figures: Sequence[Figures]) -> str:
@@ -204,7 +208,12 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-inductor", action="store_true", help="leave compiled models out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     arguments = parser.parse_args(given)
-    figures = [each for name in arguments.cases for each in measure(name, arguments)]
+    figures = []
+    for name in arguments.cases:
+        for each in measure(name, arguments):
+            print(f"{each.case}, batch {each.batch}: done", file=sys.stderr)
+            figures.append(each)
+        gc.collect()  # graphs hold themselves, and their weights
     print(
         f"{SIZE} pixels, {arguments.runs} runs, {torch.get_num_threads()} threads, "
         f"load {os.getloadavg()[0]:.1f}"
