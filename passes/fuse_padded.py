@@ -50,15 +50,13 @@ class FusePadded:
 
     def run(self, graph_module: GraphModule) -> PassResult:
         recorder = Recorder(graph_module, self.name)
-        aliases = Aliases(recorder.graph_module)
         for node in recorder.nodes:
             pair = match(recorder.graph_module, node)
             if pair is None:
                 continue
-            refusal = self._refusal(aliases, pair)
+            refusal = self._refusal(recorder.aliases, pair)
             if refusal is None:
                 _replace(recorder, pair)
-                aliases = Aliases(recorder.graph_module)
             else:
                 where = f"{label(pair.first.node)} → {label(pair.second.node)}"
                 recorder.refuse(where, refusal.reason)

@@ -82,21 +82,18 @@ class Aliases:
         for write, target in self._writes.items():
             self._writes_to.setdefault(self._class[target], []).append(write)
 
-    def merge(self, nodes: Sequence[Node], merged: Node) -> None:
-        """Let a new node stand for erased ones, at the place of the first.
+    def add(self, node: Node, *, place_of: Node, memory_of: Node) -> None:
+        """Note a new node, which takes the place of one node and the memory of one."""
+        index = self._class[memory_of]
+        self._place[node], self._class[node] = self._place[place_of], index
+        insort(self._members[index], node, key=self._place.__getitem__)
 
-        It shares memory with what the last of them did. Values that only an erased node tied
-        together are still said to share memory.
-        """
-        index = self._class[nodes[-1]]
-        self._place[merged] = self._place[nodes[0]]
-        self._class[merged] = index
-        insort(self._members[index], merged, key=self._place.__getitem__)
-        for node in nodes:
-            self._members[self._class[node]].remove(node)
-            target = self._writes.pop(node, None)
-            if target is not None:
-                self._writes_to[self._class[target]].remove(node)
+    def erase(self, node: Node) -> None:
+        """Forget a node; values that it alone tied together are still said to share memory."""
+        self._members[self._class[node]].remove(node)
+        target = self._writes.pop(node, None)
+        if target is not None:
+            self._writes_to[self._class[target]].remove(node)
 
     def place(self, node: Node) -> int:
         """The node's place in the order of execution."""

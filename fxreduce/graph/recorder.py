@@ -59,8 +59,8 @@ class Recorder:
     def aliases(self) -> Aliases:
         """What shares memory in the graph as it is now.
 
-        Building it takes a look at every node; after a merge it is kept, and may then say of two
-        values that they share memory although the merge has parted them, but not the other way.
+        Building it takes a look at every node. It is kept over merges and erased nodes, and may
+        then say of two values that they share memory although only an erased one did so with both.
         """
         if self._aliases is None:
             self._aliases = Aliases(self.graph_module)
@@ -78,16 +78,14 @@ class Recorder:
             nodes: in graph order; the last one's value is replaced, the others feed only it. The
                 call stands where the first one stood, so that it reads `given` when that did.
         """
-        aliases = self._aliases
         merged = self._call(self._free_path(nodes), module, given, nodes[0])
+        if self._aliases is not None:
+            self._aliases.add(merged, place_of=nodes[0], memory_of=nodes[-1])
         merged.meta = dict(nodes[-1].meta)
         self.edits.append(Edit("created", merged.name, why))
-        self.replace(nodes[-1], merged, why)
+        self._replace(nodes[-1], merged, why)
         for node in reversed(nodes[:-1]):
             self.erase(node, why)
-        if aliases is not None:
-            aliases.merge(nodes, merged)
-        self._aliases = aliases
         return merged
 
     def insert(self, path: str, module: nn.Module, given: Node, before: Node, why: str) -> Node:
@@ -95,6 +93,7 @@ class Recorder:
 
         The module stands at `path`, or at a path like it where the model has something there.
         """
+        self._aliases = None
         node = self._call(self._unused(path), module, given, before)
         node.meta.update({SHAPE: given.meta[SHAPE]} if SHAPE in given.meta else {})
         self.edits.append(Edit("created", node.name, why))
@@ -102,9 +101,8 @@ class Recorder:
 
     def replace(self, node: Node, by: Node, why: str) -> None:
         """Let every user of `node` use `by`, and erase `node`."""
-        node.replace_all_uses_with(by)
-        self.edits.append(Edit("replaced", node.name, why))
-        self._erase(node)
+        self._aliases = None
+        self._replace(node, by, why)
 
     def reroute(self, node: Node, by: Node, users: Sequence[Node], why: str) -> None:
         """Let some users of `node` use `by`; `node` stays."""
@@ -139,8 +137,12 @@ class Recorder:
             node = self.graph_module.graph.call_module(path, (given,))
         if self._paths is not None:
             self._paths.add(node)
-        self._aliases = None
         return node
+
+    def _replace(self, node: Node, by: Node, why: str) -> None:
+        node.replace_all_uses_with(by)
+        self.edits.append(Edit("replaced", node.name, why))
+        self._erase(node)
 
     def _erase(self, node: Node) -> None:
         constants = [each for each in node.all_input_nodes if each.op == "get_attr"]
@@ -153,7 +155,8 @@ class Recorder:
         self.graph_module.graph.erase_node(node)
         if self._paths is not None:
             self._paths.remove(node)
-        self._aliases = None
+        if self._aliases is not None:
+            self._aliases.erase(node)
 
     def _free_path(self, nodes: Sequence[Node]) -> str:
         """The path of the first module among `nodes` if nothing else uses it, or one like it."""
