@@ -11,7 +11,7 @@ STAMP   := $(VENV)/.fxreduce-installed
 PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types docs fuzz bench-calibration
+.PHONY: help demo test check lint types docs zoo fuzz bench-calibration bench-fusion bench-scale
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 24
@@ -39,8 +39,17 @@ endif
 fuzz: $(STAMP) ## run the property tests on many more examples
 	$(PYTEST) -m hypothesis --hypothesis-profile=fuzz
 
+zoo: $(STAMP) ## merge models of many families, the large ones too
+	$(PYTEST) tests/zoo -m ''
+
 bench-calibration: $(STAMP) ## time calibration against the plain forward
 	$(BIN)/python benchmarks/calibration.py
+
+bench-fusion: $(STAMP) ## time merged models against deleted ones with batch-norms folded
+	$(BIN)/python benchmarks/fusion.py
+
+bench-scale: $(STAMP) ## time the merging passes on graphs of growing size
+	$(BIN)/python benchmarks/scale.py
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \

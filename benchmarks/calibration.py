@@ -25,8 +25,8 @@ from pathlib import Path
 from statistics import median
 
 import torch
-import torchvision
-from torch import Tensor, nn
+from models import build
+from torch import Tensor
 from torch.fx import GraphModule
 
 import fxreduce
@@ -68,24 +68,6 @@ class Figures:
     moments_memory: float
 
 
-def build(name: str, batch: int, size: int) -> tuple[nn.Module, Tensor]:
-    """A model with random weights, and images for it.
-
-    Its batch-norms have random scales and shifts, and the statistics of images like these: what
-    training leaves. With statistics from nowhere most channels of a deep model would be constant.
-    """
-    torch.manual_seed(0)
-    model = torchvision.models.get_model(name, weights=None)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.5)
-            module.momentum = None  # a plain mean over what it sees
-    with torch.no_grad():
-        model.train()(torch.randn(2, 3, size, size))
-    return model.eval(), torch.randn(batch, 3, size, size)
-
-
 def forward_of(kind: str, captured: GraphModule, images: Tensor) -> Forward:
     """A forward of the captured model, plain or with observers."""
     if kind == "plain":
@@ -115,7 +97,7 @@ def seconds(forwards: Sequence[Forward], runs: int) -> list[list[float]]:
 @torch.no_grad()
 def peak_bytes(kind: str, name: str, batch: int, size: int) -> int:
     """The highest resident set size of this process during two forwards."""
-    model, images = build(name, batch, size)
+    model, images = build(name, size), torch.randn(batch, 3, size, size)
     forward = forward_of(kind, fxreduce.capture(model, images[:1]), images)
     del model
     gc.collect()
@@ -150,7 +132,8 @@ def peak_in_process(kind: str, name: str, arguments: argparse.Namespace) -> int:
 
 @torch.no_grad()
 def measure(name: str, arguments: argparse.Namespace) -> Figures:
-    model, images = build(name, arguments.batch, arguments.size)
+    model = build(name, arguments.size)
+    images = torch.randn(arguments.batch, 3, arguments.size, arguments.size)
     captured = fxreduce.capture(model, images[:1])
     forwards: list[Forward] = [lambda: model(images)]
     forwards += [forward_of(kind, captured, images) for kind in KINDS[1:]]

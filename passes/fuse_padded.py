@@ -50,18 +50,16 @@ class FusePadded:
 
     def run(self, graph_module: GraphModule) -> PassResult:
         recorder = Recorder(graph_module, self.name)
-        aliases = Aliases(recorder.graph_module)
         for node in recorder.nodes:
             pair = match(recorder.graph_module, node)
             if pair is None:
                 continue
-            refusal = pair if isinstance(pair, Refusal) else self._refusal(aliases, pair)
+            refusal = pair if isinstance(pair, Refusal) else self._refusal(recorder.aliases, pair)
             if refusal is not None:
                 before = next(iter(node.all_input_nodes))
                 recorder.refuse(f"{label(before)} → {label(node)}", refusal.reason)
             elif isinstance(pair, Pair):
                 _replace(recorder, pair)
-                aliases = Aliases(recorder.graph_module)
         return PassResult.of(recorder)
 
     def _refusal(self, aliases: Aliases, pair: Pair) -> Refusal | None:

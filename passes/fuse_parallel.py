@@ -49,7 +49,7 @@ class FuseParallel:
     def run(self, graph_module: GraphModule) -> PassResult:
         recorder = Recorder(graph_module, self.name)
         for node in recorder.nodes:
-            branches = match(recorder.graph_module, node)
+            branches = match(recorder, node)
             if branches is None:
                 continue
             reason = branches if isinstance(branches, Refusal) else self._refusal(branches)
@@ -74,8 +74,9 @@ class FuseParallel:
         return None
 
 
-def match(graph_module: GraphModule, node: Node) -> Branches | Refusal | None:
+def match(recorder: Recorder, node: Node) -> Branches | Refusal | None:
     """The branches that the node adds; None where it is no sum of branches over one input."""
+    graph_module = recorder.graph_module
     operands = argument(node, 0, "input"), argument(node, 1, "other")
     if operation(node) not in ("add", "add_") or node.kwargs.get("alpha", 1) != 1:
         return None
@@ -94,7 +95,9 @@ def match(graph_module: GraphModule, node: Node) -> Branches | Refusal | None:
         calls, operators = (g_call,), (g_call.operator, _skip(g_call))
     else:
         return None
-    return _hazard(graph_module, node, calls) or Branches(node, calls[0].input, calls, operators)
+    return _hazard(recorder.aliases, node, calls) or Branches(
+        node, calls[0].input, calls, operators
+    )
 
 
 def _called(branches: Branches, *operators: Operator) -> tuple[Operator, ...]:
@@ -106,14 +109,13 @@ def _skip(call: AffineCall) -> Operator:
     return identity(call.operator.in_channels, call.operator.rank)
 
 
-def _hazard(graph_module: GraphModule, node: Node, calls: tuple[AffineCall, ...]) -> Refusal | None:
+def _hazard(aliases: Aliases, node: Node, calls: tuple[AffineCall, ...]) -> Refusal | None:
     """Why merging would change what other nodes read, if it would."""
     for call in calls:
         if len(call.node.users) > 1:
             return Refusal(f"branch {label(call.node)} has {len(call.node.users)} readers")
     if like_of(calls) is None:
         return Refusal(NUMBERS_ALONE)
-    aliases = Aliases(graph_module)
     if aliases.others_see(node):
         return Refusal("it overwrites a tensor that others read")
     for call in calls:
@@ -129,8 +131,8 @@ def _hazard(graph_module: GraphModule, node: Node, calls: tuple[AffineCall, ...]
 def _replace(recorder: Recorder, branches: Branches) -> None:
     merged = add(*branches.operators)
     assert not isinstance(merged, Refusal)  # its geometry has been composed
-    order = {node: place for place, node in enumerate(recorder.nodes)}
-    nodes = sorted((branches.node, *(call.node for call in branches.calls)), key=order.__getitem__)
+    calls = (call.node for call in branches.calls)
+    nodes = sorted((branches.node, *calls), key=recorder.aliases.place)
     recorder.merge(
         nodes,
         branches.input,

@@ -58,7 +58,7 @@ class FuseShared:
 
     def _rewrite(self, recorder: Recorder, shared: Shared) -> None:
         """Merge what pays of a shared value."""
-        call, aliases = shared.call, Aliases(recorder.graph_module)
+        call, aliases = shared.call, recorder.aliases
         if (refusal := hazard(aliases, call)) is not None:
             recorder.refuse(label(call.node), refusal.reason)
             return

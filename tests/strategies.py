@@ -108,6 +108,29 @@ def chains(draw: DrawFn, length: int) -> list[Operator]:
 
 
 @st.composite
+def bordered_chains(draw: DrawFn) -> list[Operator]:
+    """A pointwise operator with a shift, then a convolution that pads with zeros."""
+    rank, channels = draw(st.integers(1, 3)), draw(st.sampled_from(CHANNELS))
+    groups, width = draw(groups_and_width(channels))
+    kernel = draw(per_axis(rank, 2, 3))
+    pointwise = Conv(
+        draw(tensors(channels, draw(st.sampled_from(CHANNELS)), *(1,) * rank)),
+        draw(tensors(channels)),
+        draw(per_axis(rank, 1, 2)),
+    )
+    shift = ScaleShift(draw(tensors(channels)), draw(tensors(channels)), rank)
+    padded = Conv(
+        draw(tensors(width, channels // groups, *kernel)),
+        draw(st.none() | tensors(width)),
+        draw(per_axis(rank, 1, 2)),
+        draw(per_axis(rank, 1, 2)),
+        draw(per_axis(rank, 1, 2)),
+        groups,
+    )
+    return [draw(st.sampled_from([pointwise, shift])), padded]
+
+
+@st.composite
 def images(draw: DrawFn, channels: int, rank: int, largest: int = 9) -> Tensor:
     """Inputs of a spatial rank: tiny, smaller than a kernel, and not square ones among them.
 
@@ -134,18 +157,18 @@ def padded_pairs(draw: DrawFn) -> tuple[Conv, Conv, Tensor]:
     return f, g, x
 
 
-def parallel_convs() -> SearchStrategy[tuple[Conv, Conv]]:
+def parallel_convs(modes: Sequence[str] = MODES) -> SearchStrategy[tuple[Conv, Conv]]:
     """Two convolutions that read and write the same shapes: same stride, same growth."""
-    return _convs_alike(same_width=True)
+    return _convs_alike(modes, same_width=True)
 
 
 def siblings() -> SearchStrategy[tuple[Conv, Conv]]:
     """Two convolutions on one input whose outputs differ in their channels alone."""
-    return _convs_alike(same_width=False)
+    return _convs_alike(MODES, same_width=False)
 
 
 @st.composite
-def _convs_alike(draw: DrawFn, *, same_width: bool) -> tuple[Conv, Conv]:
+def _convs_alike(draw: DrawFn, modes: Sequence[str], *, same_width: bool) -> tuple[Conv, Conv]:
     rank, channels = draw(ranks()), draw(st.sampled_from(CHANNELS))
     groups, width = (
         draw(groups_and_width(channels)) if rank else (1, draw(st.sampled_from(CHANNELS)))
@@ -154,7 +177,7 @@ def _convs_alike(draw: DrawFn, *, same_width: bool) -> tuple[Conv, Conv]:
     pairs = [(n, w) for n in CHANNELS for w in widths if channels % n == 0 == w % n]
     other, other_width = draw(st.sampled_from(pairs))
     stride = draw(per_axis(rank, 1, 2))
-    mode = draw(st.sampled_from(MODES)) if rank else "zeros"
+    mode = draw(st.sampled_from(modes)) if rank else "zeros"
     growths = draw(st.tuples(*(st.integers(-3, 2) for _ in range(rank))))
 
     def conv(groups: int, width: int) -> Conv:

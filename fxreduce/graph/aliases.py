@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right, insort
 from collections.abc import Sequence
 from functools import cache
+from itertools import takewhile
 
 import networkx as nx
 import torch
@@ -51,25 +53,45 @@ class Aliases:
     """The classes of values that may share memory, for one state of a graph."""
 
     def __init__(self, graph_module: GraphModule) -> None:
-        self._nodes = list(graph_module.graph.nodes)
-        self._place = {node: place for place, node in enumerate(self._nodes)}
+        nodes = list(graph_module.graph.nodes)
+        self._place = {node: place for place, node in enumerate(nodes)}
+        self._writes = {
+            node: target
+            for node in nodes
+            if (target := write_target(graph_module, node)) is not None
+        }
         graph: nx.Graph[Node] = nx.Graph()
-        graph.add_nodes_from(self._nodes)
+        graph.add_nodes_from(nodes)
         constants: dict[object, Node] = {}
-        for node in self._nodes:
+        for node in nodes:
             if node.op == "get_attr":  # an attribute may be read more than once
                 graph.add_edge(node, constants.setdefault(node.target, node))
-            graph.add_edges_from((node, given) for given in _aliased(graph_module, node))
+            graph.add_edges_from((node, given) for given in self._aliased(graph_module, node))
         self._class = {
             node: index
             for index, members in enumerate(nx.connected_components(graph))
             for node in members
         }
-        self._writes = {
-            node: target
-            for node in self._nodes
-            if (target := write_target(graph_module, node)) is not None
-        }
+        # Both in the order of execution.
+        self._members: dict[int, list[Node]] = {}
+        for node in nodes:
+            self._members.setdefault(self._class[node], []).append(node)
+        self._writes_to: dict[int, list[Node]] = {}
+        for write, target in self._writes.items():
+            self._writes_to.setdefault(self._class[target], []).append(write)
+
+    def add(self, node: Node, *, place_of: Node, memory_of: Node) -> None:
+        """Note a new node, which takes the place of one node and the memory of one."""
+        index = self._class[memory_of]
+        self._place[node], self._class[node] = self._place[place_of], index
+        insort(self._members[index], node, key=self._place.__getitem__)
+
+    def erase(self, node: Node) -> None:
+        """Forget a node; values that it alone tied together are still said to share memory."""
+        self._members[self._class[node]].remove(node)
+        target = self._writes.pop(node, None)
+        if target is not None:
+            self._writes_to[self._class[target]].remove(node)
 
     def place(self, node: Node) -> int:
         """The node's place in the order of execution."""
@@ -81,18 +103,13 @@ class Aliases:
 
     def overwritten_between(self, value: Node, first: Node, last: Node) -> bool:
         """Whether a node after `first` and before `last` may overwrite `value` in place."""
-        return any(
-            self._place[first] < self._place[write] < self._place[last]
-            and self.share_memory(value, target)
-            for write, target in self._writes.items()
-        )
+        writes = self._writes_to.get(self._class[value], [])
+        after = bisect_right(writes, self._place[first], key=self._place.__getitem__)
+        return after < len(writes) and self._place[writes[after]] < self._place[last]
 
     def overwritten(self, value: Node) -> Node | None:
         """The first node that may overwrite `value` in place, or None."""
-        return next(
-            (write for write, target in self._writes.items() if self.share_memory(value, target)),
-            None,
-        )
+        return next(iter(self._writes_to.get(self._class[value], ())), None)
 
     def changed_constant(self, node: Node) -> Node | None:
         """A parameter or buffer that the node reads and that the graph may overwrite, or None."""
@@ -101,9 +118,7 @@ class Aliases:
 
     def is_private(self, value: Node, reader: Node) -> bool:
         """Whether only `reader` reads `value`, in memory that holds nothing else."""
-        alone = not any(
-            node is not value and self.share_memory(node, value) for node in self._nodes
-        )
+        alone = len(self._members[self._class[value]]) == 1
         return alone and set(value.users) == {reader} and value.op not in _OWNED_BY_OTHERS
 
     def others_see(self, write: Node) -> Sequence[Node]:
@@ -114,25 +129,23 @@ class Aliases:
         target = self._writes.get(write)
         if target is None:
             return []
+        place = self._place[write]
+        earlier = takewhile(
+            lambda node: self._place[node] < place, self._members[self._class[target]]
+        )
         return [
             node
-            for node in self._nodes[: self._place[write]]
-            if self.share_memory(node, target)
-            and (
-                node.op in _OWNED_BY_OTHERS
-                or any(self._place[user] > self._place[write] for user in node.users)
-            )
+            for node in earlier
+            if node.op in _OWNED_BY_OTHERS or any(self._place[user] > place for user in node.users)
         ]
 
-
-def _aliased(graph_module: GraphModule, node: Node) -> Sequence[Node]:
-    """The inputs that the node's value may be, or be a view of."""
-    if node.op in (*_OWNED_BY_OTHERS, "output"):
-        return ()
-    target = write_target(graph_module, node)
-    if target is not None:
-        return (target,)
-    return node.all_input_nodes if _may_alias_inputs(graph_module, node) else ()
+    def _aliased(self, graph_module: GraphModule, node: Node) -> Sequence[Node]:
+        """The inputs that the node's value may be, or be a view of."""
+        if node.op in (*_OWNED_BY_OTHERS, "output"):
+            return ()
+        if node in self._writes:
+            return (self._writes[node],)
+        return node.all_input_nodes if _may_alias_inputs(graph_module, node) else ()
 
 
 def _may_alias_inputs(graph_module: GraphModule, node: Node) -> bool:

@@ -12,7 +12,9 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import Argument, Target, map_arg
 
+from fxreduce.graph.aliases import Aliases
 from fxreduce.graph.nodes import SHAPE, module_path
+from fxreduce.graph.paths import Paths
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,33 @@ class Recorder:
     """Edits a copy of a graph module and keeps the record.
 
     The copy has a graph of its own and shares the modules and parameters, which rewrites replace
-    but never write.
+    but never write. It is edited through the recorder alone, which keeps what it knows of the
+    graph, so that an edit takes time for what it changes and not for the whole graph.
     """
 
     def __init__(self, graph_module: GraphModule, rewrite: str) -> None:
         self.graph_module = share(graph_module)
         self.rewrite = rewrite
         self.edits: list[Edit] = []
-        self.refusals: list[RefusedRewrite] = []
+        self._refusals: dict[RefusedRewrite, None] = {}
+        self._aliases: Aliases | None = None
+        self._paths: Paths | None = None
+
+    @property
+    def refusals(self) -> list[RefusedRewrite]:
+        """The refusals, in order, each once."""
+        return list(self._refusals)
+
+    @property
+    def aliases(self) -> Aliases:
+        """What shares memory in the graph as it is now.
+
+        Building it takes a look at every node. It is kept over merges and erased nodes, and may
+        then say of two values that they share memory although only an erased one did so with both.
+        """
+        if self._aliases is None:
+            self._aliases = Aliases(self.graph_module)
+        return self._aliases
 
     @property
     def nodes(self) -> list[Node]:
@@ -58,9 +79,14 @@ class Recorder:
             nodes: in graph order; the last one's value is replaced, the others feed only it. The
                 call stands where the first one stood, so that it reads `given` when that did.
         """
-        merged = self.stand_in(nodes, given, module, nodes[0], None, why)
+        path = self._free_path(nodes)
+        self._set_module(path, module)
+        merged = self._new("call_module", path, (given,), {}, nodes[0])
+        if self._aliases is not None:
+            self._aliases.add(merged, place_of=nodes[0], memory_of=nodes[-1])
         merged.meta = dict(nodes[-1].meta)
-        self.replace(nodes[-1], merged, why)
+        self.edits.append(Edit("created", merged.name, why))
+        self._replace(nodes[-1], merged, why)
         for node in reversed(nodes[:-1]):
             self.erase(node, why)
         return merged
@@ -95,8 +121,8 @@ class Recorder:
         why: str,
     ) -> Node:
         """A call of what the model calls already, or of a function, before a node."""
-        with self.graph_module.graph.inserting_before(before):
-            node = self.graph_module.graph.create_node(op, target, args, kwargs)
+        self._aliases = None
+        node = self._new(op, target, args, kwargs, before)
         node.meta.update({} if shape is None else {SHAPE: shape})
         self.edits.append(Edit("created", node.name, why))
         return node
@@ -125,12 +151,12 @@ class Recorder:
 
     def replace(self, node: Node, by: Node, why: str) -> None:
         """Let every user of `node` use `by`, and erase `node`."""
-        node.replace_all_uses_with(by)
-        self.edits.append(Edit("replaced", node.name, why))
-        self._erase(node)
+        self._aliases = None
+        self._replace(node, by, why)
 
     def reroute(self, node: Node, by: Node, users: Sequence[Node], why: str) -> None:
         """Let some users of `node` use `by`; `node` stays."""
+        self._aliases = None
         if node.replace_all_uses_with(by, delete_user_cb=lambda user: user in users):
             self.edits.append(Edit("replaced", node.name, why))
 
@@ -141,9 +167,7 @@ class Recorder:
 
     def refuse(self, where: str, reason: str) -> None:
         """Record that the rewrite does not apply somewhere."""
-        refusal = RefusedRewrite(where, reason, self.rewrite)
-        if refusal not in self.refusals:
-            self.refusals.append(refusal)
+        self._refusals[RefusedRewrite(where, reason, self.rewrite)] = None
 
     def counts(self) -> Counter[str]:
         """How many nodes were created, replaced and erased."""
@@ -156,27 +180,54 @@ class Recorder:
         self.graph_module.recompile()
         return self.graph_module
 
+    def _new(
+        self,
+        op: str,
+        target: Target,
+        args: tuple[Argument, ...],
+        kwargs: dict[str, Argument],
+        before: Node,
+    ) -> Node:
+        with self.graph_module.graph.inserting_before(before):
+            node = self.graph_module.graph.create_node(op, target, args, kwargs)
+        if self._paths is not None:
+            self._paths.add(node)
+        return node
+
+    def _replace(self, node: Node, by: Node, why: str) -> None:
+        node.replace_all_uses_with(by)
+        self.edits.append(Edit("replaced", node.name, why))
+        self._erase(node)
+
     def _erase(self, node: Node) -> None:
-        inputs = node.all_input_nodes
+        constants = [each for each in node.all_input_nodes if each.op == "get_attr"]
+        self._erase_one(node)
+        for constant in constants:
+            if not constant.users:
+                self._erase_one(constant)
+
+    def _erase_one(self, node: Node) -> None:
         self.graph_module.graph.erase_node(node)
-        for constant in inputs:
-            if constant.op == "get_attr" and not constant.users:
-                self.graph_module.graph.erase_node(constant)
+        if self._paths is not None:
+            self._paths.remove(node)
+        if self._aliases is not None:
+            self._aliases.erase(node)
 
     def _free_path(self, nodes: Sequence[Node]) -> str:
         """The path of the first module among `nodes` if nothing else uses it, or one like it."""
-        called = [node for node in self.nodes if node.op == "call_module" and node not in nodes]
-        constants = [
-            node
-            for node in self.graph_module.graph.find_nodes(op="get_attr")
-            if not (node.users and all(user in nodes for user in node.users))
-        ]
-        paths = [path for node in nodes if (path := _path(node)) and not _is_inside(path, called)]
-        hint = next(iter(paths), "fused")
+        if self._paths is None:
+            self._paths = Paths(self.graph_module.graph.nodes)
+        own = (*nodes, *_own_constants(nodes))
+        for node in own:
+            self._paths.remove(node)
+        called = self._paths.is_called
+        hint = next((path for node in nodes if (path := _path(node)) and not called(path)), "fused")
         path, count = hint, 0
-        while any(f"{node.target}.".startswith(f"{path}.") for node in (*called, *constants)):
+        while self._paths.is_used(path):
             count += 1
             path = f"{hint}_{count}"
+        for node in own:
+            self._paths.add(node)
         return path
 
     def _unused(self, hint: str) -> str:
@@ -204,9 +255,10 @@ def share(graph_module: GraphModule) -> GraphModule:
     return copy
 
 
-def _is_inside(path: str, calls: Sequence[Node]) -> bool:
-    """Whether one of the called modules holds the path, and would be changed by a module there."""
-    return any(path.startswith(f"{call.target}.") for call in calls)
+def _own_constants(nodes: Sequence[Node]) -> set[Node]:
+    """The constants that only `nodes` read."""
+    constants = {each for node in nodes for each in node.all_input_nodes if each.op == "get_attr"}
+    return {each for each in constants if all(user in nodes for user in each.users)}
 
 
 def _path(node: Node) -> str:

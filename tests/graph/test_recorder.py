@@ -212,3 +212,45 @@ def test_a_function_can_be_called_before_a_node() -> None:
     recorder.reroute(x, doubled, [add], "why")
     assert recorder.edits[0] == Edit("created", doubled.name, "why")
     assert recorder.finish()(torch.tensor(1.0)) == 3
+
+
+class InPlaceStream(nn.Module):
+    """A stream that each layer's output is added to in place, and a view of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(x)
+        x = x.add_(self.one(x))
+        x = x.add_(self.two(x))
+        return x.view(-1)
+
+
+def test_after_a_merge_the_new_value_shares_memory_with_what_the_old_one_did() -> None:
+    recorder = Recorder(capture(InPlaceStream().eval()), "test")
+    at = {node.name: node for node in recorder.nodes}
+    before = recorder.aliases
+    assert before.overwritten_between(at["tanh"], at["tanh"], at["two"])
+    merged = recorder.merge([at["one"], at["add_"]], at["tanh"], nn.Linear(3, 3), "why")
+    after = recorder.aliases
+    assert after is before
+    assert after.place(at["tanh"]) < after.place(merged) < after.place(at["two"])
+    assert after.share_memory(merged, at["view"])
+    assert not after.share_memory(merged, at["two"])
+    assert not after.overwritten_between(at["tanh"], at["tanh"], at["two"])
+    assert after.overwritten(merged) is at["add__1"]
+
+
+def test_any_other_edit_lets_the_aliases_be_built_again() -> None:
+    recorder = Recorder(capture(InPlaceStream().eval()), "test")
+    at = {node.name: node for node in recorder.nodes}
+    for edit in (
+        lambda: recorder.insert("new", nn.Tanh(), at["tanh"], at["one"], "why"),
+        lambda: recorder.reroute(at["tanh"], at["add_"], [at["two"]], "why"),
+        lambda: recorder.replace(at["view"], at["add__1"], "why"),
+    ):
+        before = recorder.aliases
+        edit()
+        assert recorder.aliases is not before

@@ -49,6 +49,18 @@ def test_branches_of_one_stride_and_shape_are_added_exactly(
         assert_sum(add(g, f), f, g, x)
 
 
+@given(st.data(), parallel_convs(("zeros",)))
+def test_branches_that_carry_a_shift_before_padding_are_added_exactly(
+    data: st.DataObject, pair: tuple[Conv, Conv]
+) -> None:
+    before = data.draw(scale_shifts(pair[0].rank, pair[0].in_channels))
+    f, g = (compose(before, each) for each in pair)
+    assert isinstance(f, Conv)
+    assert isinstance(g, Conv)
+    x = data.draw(images(f.in_channels, f.rank))
+    assert_sum(add(f, g), f, g, x)
+
+
 @given(st.data(), st.integers(0, 3), st.sampled_from(CHANNELS))
 def test_scale_shifts_and_the_skip_are_added_exactly(
     data: st.DataObject, rank: int, channels: int

@@ -7,7 +7,7 @@ import torch
 from checks import assert_close
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import chains, images
+from strategies import bordered_chains, chains, images
 from torch import Tensor
 
 from fxreduce.operators.affine import Conv, Operator, Refusal, ScaleShift, apply, on_meta
@@ -66,6 +66,15 @@ def test_two_operators_compose_exactly_where_the_table_says_so(
     for largest in (9, 3):
         x = data.draw(images(chain[0].in_channels, chain[0].rank, largest))
         assert_same_map(merged, chain, x)
+
+
+@given(st.data(), bordered_chains())
+def test_a_shift_before_padding_is_carried_exactly(
+    data: st.DataObject, chain: list[Operator]
+) -> None:
+    merged = compose(*chain)
+    assert isinstance(merged, Conv)
+    assert_same_map(merged, chain, data.draw(images(chain[0].in_channels, chain[0].rank)))
 
 
 @given(st.data(), chains(3))

@@ -1,0 +1,196 @@
+"""How the time of merging grows with the graph.
+
+    make bench-scale
+    python benchmarks/scale.py --kinds linear residual --sizes 100 1000 --json figures.json
+
+Chains of small operators of several kinds are captured, and the merging passes alone are timed,
+once each, with nothing checked. Growth is the time over that of the chain before, divided by what
+n log n would give: 1 is n log n, and a quadratic pass shows 7 to 8 for ten times the operators. The
+whole of `fxreduce.fuse` is timed on large models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from models import build
+from torch import Tensor, nn
+
+import fxreduce
+from fxreduce.operators.cost import as_cost
+from fxreduce.passes.base import run_pipeline
+from fxreduce.passes.pipeline import PREPARE, fusion
+from fxreduce.report.table import table
+
+MODELS = ("resnet152", "swin_b")
+
+
+class Residual(nn.Module):
+    """A branch of two operators and the skip, added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch: Tensor = self.norm(self.conv(x))
+        return branch + x
+
+
+def linear(operators: int) -> list[nn.Module]:
+    """Widths take turns, so that every second value is narrow."""
+    return [nn.Linear(8 + 8 * (i % 2), 16 - 8 * (i % 2)) for i in range(operators)]
+
+
+def pointwise(operators: int) -> list[nn.Module]:
+    """Pairs of a 1x1 convolution and its batch-norm, all of which merge."""
+    return [nn.BatchNorm2d(4) if i % 2 else nn.Conv2d(4, 4, 1) for i in range(operators)]
+
+
+def padded(operators: int) -> list[nn.Module]:
+    """Padded 3x3 convolutions, of which none merge."""
+    return [nn.Conv2d(4, 4, 3, padding=1) for _ in range(operators)]
+
+
+def residual(operators: int) -> list[nn.Module]:
+    """Residual blocks, each of which becomes one convolution, with nothing between them."""
+    return [Residual() for _ in range(operators // 2)]
+
+
+def activated(operators: int) -> list[nn.Module]:
+    """Residual blocks with a rectifier behind each."""
+    return [module for _ in range(operators // 2) for module in (Residual(), nn.ReLU())]
+
+
+KINDS: dict[str, Callable[[int], list[nn.Module]]] = {
+    each.__name__: each for each in (linear, pointwise, padded, residual, activated)
+}
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The seconds that the merging passes took on a chain of operators, and what was left of it."""
+
+    kind: str
+    operators: int
+    left: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The seconds that `fxreduce.fuse` took on a model, shapes unknown and nothing checked."""
+
+    model: str
+    operators: int
+    left: int
+    seconds: float
+
+
+def measure_chain(kind: str, operators: int) -> Chain:
+    torch.manual_seed(0)
+    captured = fxreduce.capture(nn.Sequential(*KINDS[kind](operators)).eval())
+    prepared = run_pipeline(captured, PREPARE).graph_module
+    pipeline = fusion(as_cost("flops"))
+    start = time.perf_counter()
+    merged = run_pipeline(prepared, pipeline).graph_module
+    seconds = time.perf_counter() - start
+    kinds = (nn.Linear, nn.Conv2d, nn.BatchNorm2d)
+    left = sum(isinstance(module, kinds) for module in merged.modules())
+    return Chain(kind, operators, left, seconds)
+
+
+def measure_model(name: str) -> Whole:
+    model = build(name, 64)
+    start = time.perf_counter()
+    report = fxreduce.report(fxreduce.fuse(model))
+    seconds = time.perf_counter() - start
+    return Whole(name, report.operators_before, report.operators_after, seconds)
+
+
+def measure_chains(kind: str, sizes: Sequence[int], limit: float) -> list[Chain]:
+    """The chains of a kind, as long as the next one is not expected to take longer than `limit`.
+
+    It is expected to grow as it did last, or by the square of the size.
+    """
+    chains: list[Chain] = []
+    for size in sizes:
+        if chains and chains[-1].seconds * _power(chains, size) > limit:
+            break
+        chains.append(measure_chain(kind, size))
+    return chains
+
+
+def _power(chains: Sequence[Chain], size: int) -> float:
+    """How many times the last chain's seconds one of `size` operators is expected to take."""
+    exponent = 2.0
+    if len(chains) > 1:
+        before, last = chains[-2:]
+        grown = math.log(last.seconds / before.seconds)
+        exponent = grown / math.log(last.operators / before.operators)
+    return float((size / chains[-1].operators) ** exponent)
+
+
+def growth(before: Chain, after: Chain) -> float:
+    """The growth of the time over that of n log n."""
+    loads = [each.operators * math.log(each.operators) for each in (before, after)]
+    return (after.seconds / before.seconds) / (loads[1] / loads[0])
+
+
+def rows(chains: Sequence[Chain]) -> str:
+    """The chains, one a line, with the growth from one to the next."""
+    grown = {
+        after: f"{growth(before, after):.2f}"
+        for before, after in pairwise(chains)
+        if before.kind == after.kind
+    }
+    counts = [f"{each.operators:,} -> {each.left:,}" for each in chains]
+    cells = [
+        (each.kind, count, f"{each.seconds:.2f}", grown.get(each, ""))
+        for each, count in zip(chains, counts, strict=True)
+    ]
+    return table(("chain", "operators", "seconds", "growth / n log n"), cells)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, metavar="KIND")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[100, 1000, 10000], metavar="N")
+    parser.add_argument("--models", nargs="*", default=list(MODELS), metavar="MODEL")
+    parser.add_argument(
+        "--limit", type=float, default=120, help="leave out chains expected to take more s (120)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    arguments = parser.parse_args(given)
+    chains = [
+        chain
+        for kind in arguments.kinds
+        for chain in measure_chains(kind, sorted(arguments.sizes), arguments.limit)
+    ]
+    models = [measure_model(name) for name in arguments.models]
+    print(f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")
+    print(rows(chains))
+    if models:
+        cells = [
+            (each.model, f"{each.operators} -> {each.left}", f"{each.seconds:.2f}")
+            for each in models
+        ]
+        print(f"\n{table(('fxreduce.fuse', 'operators', 'seconds'), cells)}")
+    if arguments.json:
+        document = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+        document |= {"chains": [asdict(each) for each in chains]}
+        document |= {"models": [asdict(each) for each in models]}
+        arguments.json.write_text(json.dumps(document, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
