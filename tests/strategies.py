@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -144,6 +145,63 @@ def parallel_convs(draw: DrawFn) -> tuple[Conv, Conv]:
         )
 
     return conv(groups), conv(other if rank else 1)
+
+
+@st.composite
+def transposed_pairs(draw: DrawFn) -> tuple[Operator, Conv]:
+    """Two operators that follow one another, one of them transposed and the other mostly fit.
+
+    An ordinary convolution has stride 1, the first operator mostly no bias, and the first
+    transposed one often nothing that its padding cuts off.
+    """
+    rank, channels = draw(st.integers(1, 3)), draw(st.sampled_from(CHANNELS))
+    kinds = draw(st.sampled_from(((True, False), (False, True), (True, True), (None, True))))
+    pair: list[Operator] = []
+    for transposed in kinds:
+        if transposed is None:
+            pair.append(draw(scale_shifts(rank, channels)))
+            continue
+        conv = draw(convs(rank, channels, transposed=transposed))
+        if draw(st.integers(0, 5)):
+            conv = replace(conv, padding_mode="zeros")
+            conv = conv if transposed else replace(conv, stride=(1,) * rank)
+        if not pair and draw(st.integers(0, 5)):
+            whole = tuple(d * (k - 1) for d, k in zip(conv.dilation, conv.kernel, strict=True))
+            padding = draw(st.sampled_from((conv.padding, (0,) * rank if transposed else whole)))
+            bias = draw(st.sampled_from((None, None, conv.bias)))
+            conv = replace(conv, padding=padding, bias=bias)
+        pair.append(conv)
+        channels = conv.out_channels
+    return pair[0], pair[1]  # type: ignore[return-value]
+
+
+@st.composite
+def parallel_transposed(draw: DrawFn) -> tuple[Conv, Conv]:
+    """Two transposed convolutions that read and write the same shapes, or nearly so."""
+    rank, channels = draw(st.integers(1, 3)), draw(st.sampled_from(CHANNELS))
+    f = draw(convs(rank, channels, transposed=True))
+    width = f.out_channels
+    groups = draw(st.sampled_from([n for n in CHANNELS if channels % n == 0 == width % n]))
+    axes = []
+    for axis, stride in enumerate(f.stride):
+        size = f.dilation[axis] * (f.kernel[axis] - 1) + f.output_padding[axis]
+        axes.append(draw(st.sampled_from(_spreads(size - 2 * f.padding[axis], stride))))
+    kernel, dilation, padding, output_padding = zip(*axes, strict=True)
+    weight = draw(tensors(channels, width // groups, *kernel))
+    bias = draw(st.none() | tensors(width))
+    options = {"transposed": True, "output_padding": output_padding}
+    return f, Conv(weight, bias, f.stride, padding, dilation, groups, **options)
+
+
+def _spreads(growth: int, stride: int) -> Sequence[tuple[int, int, int, int]]:
+    """(kernel, dilation, padding, output padding) with d (k - 1) - 2 p + o = growth."""
+    found = []
+    for kernel, dilation, more in product(range(1, 5), range(1, 4), range(3)):
+        twice = dilation * (kernel - 1) + more - growth
+        fits = twice % 2 == 0 and 0 <= twice // 2 <= dilation * (kernel - 1)
+        if fits and more < max(stride, dilation):
+            found.append((kernel, dilation, twice // 2, more))
+    return found
 
 
 def _windows(growth: int) -> Sequence[tuple[int, int, int]]:

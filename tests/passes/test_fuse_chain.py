@@ -54,6 +54,8 @@ def double(*shape: int) -> Tensor:
         ([nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3, padding=1)], [BorderedConv]),
         ([nn.Conv2d(4, 6, 3, 2, 1, groups=2), nn.BatchNorm2d(6, affine=False)], [nn.Conv2d]),
         ([nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, 2), nn.BatchNorm2d(6)], [nn.ConvTranspose2d]),
+        ([nn.ConvTranspose2d(4, 8, 2, 2), nn.Conv2d(8, 2, 1)], [nn.ConvTranspose2d]),
+        ([nn.Conv2d(4, 8, 1, bias=False), nn.ConvTranspose2d(8, 2, 2, 2)], [nn.ConvTranspose2d]),
         ([nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 2, 1, stride=2)], [nn.Conv2d]),
         ([nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3, groups=4)], [nn.Conv2d]),
         ([nn.BatchNorm2d(4), nn.BatchNorm2d(4)], [ChannelAffine]),
@@ -99,9 +101,9 @@ def test_a_chain_becomes_one_operator(layers: list[nn.Module], after: list[type]
             "merging would take 13,824 multiply-adds for each output position, the two take 2,400",
         ),
         (
-            [nn.ConvTranspose2d(4, 4, 2, 2), nn.Conv2d(4, 4, 1)],
-            [nn.ConvTranspose2d, nn.Conv2d],
-            "a transposed convolution merges with scale and shift only",
+            [nn.Conv2d(4, 4, 1), nn.ConvTranspose2d(4, 4, 2, 2)],
+            [nn.Conv2d, nn.ConvTranspose2d],
+            "a bias or shift before a transposed convolution reaches each position by another",
         ),
         (
             [nn.Conv2d(4, 4, 1), nn.Linear(6, 6)],
