@@ -31,7 +31,10 @@ from fxreduce.operators.cost import CostModel, FlopsCost, chain_cost, multiply_a
 from fxreduce.passes.base import PassResult
 
 Chain = tuple[AffineCall, ...]
-NUMBERS_ALONE = "single numbers do not tell how many channels of which dtype they will meet"
+NUMBERS_ALONE = (
+    "neither has weights, and numbers, poolings and pads do not tell how many channels of which "
+    "dtype they will meet"
+)
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,8 @@ def hazard(aliases: Aliases, call: AffineCall) -> Refusal | None:
 def cheapest_cut(chain: Chain, model: CostModel) -> Cut:
     """The parts of least cost; of equal ones the part that merges less.
 
-    Numbers alone stay apart: nothing tells how many channels, of which dtype, they will meet.
+    Numbers, poolings and pads alone stay apart: nothing tells how many channels, of which dtype,
+    they will meet.
     The cost of a part is weighed with the positions that its output has for each position of the
     chain's last output.
     """

@@ -89,6 +89,14 @@ def convs(draw: DrawFn, rank: int, channels: int, *, transposed: bool | None = N
 
 
 @st.composite
+def windows(draw: DrawFn, rank: int) -> dict[str, tuple[int, ...]]:
+    """Kernel, stride and padding of a pooling, whose padding is at most half of its kernel."""
+    kernel = draw(per_axis(rank, 1, 4 if rank < 3 else 2))
+    padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
+    return {"kernel": kernel, "stride": draw(per_axis(rank, 1, 4)), "padding": padding}
+
+
+@st.composite
 def operators(draw: DrawFn, rank: int, channels: int) -> Operator:
     if draw(st.integers(0, 3)) == 0:
         return draw(scale_shifts(rank, channels))

@@ -120,6 +120,32 @@ def shape_of(node: Any) -> tuple[int, ...] | None:
     return None if shape is None else tuple(shape)
 
 
+def channels_of(node: Any, rank: int) -> int | None:
+    """The size of axis -(rank + 1) of an image (N, C, *spatial) or (C, *spatial), where known."""
+    shape = shape_of(node)
+    if shape is None or len(shape) - rank not in (1, 2):
+        return None
+    channels: Any = shape[-rank - 1]
+    return channels if isinstance(channels, int) else None
+
+
+def is_whole(*values: Any) -> bool:
+    """Whether each value is an integer or a sequence of integers, known without running."""
+    return all(
+        isinstance(each, int)
+        for value in values
+        for each in (value if isinstance(value, (tuple, list)) else (value,))
+    )
+
+
+def per_axis(value: Any, rank: int) -> tuple[int, ...]:
+    """An option of a convolution or pooling with one entry for each spatial axis."""
+    if isinstance(value, int):
+        return (value,) * rank
+    values = tuple(value)
+    return values * rank if len(values) == 1 else values
+
+
 def is_inplace(graph_module: GraphModule, node: Node) -> bool:
     """Whether the node's value is the very tensor that it overwrites."""
     module = module_of(graph_module, node)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fxreduce.operators.affine import Conv, Operator, Refusal, ScaleShift, in_double, nonzero
+from fxreduce.operators.affine import Conv, Operator, Refusal, ScaleShift, nonzero, side_by_side
 from fxreduce.operators.kernels import regroup
 from fxreduce.operators.transposed import as_ordinary, as_transposed, fitted, reach_of
 
@@ -33,7 +33,7 @@ def add(f: Operator, g: Operator) -> Operator | Refusal:
             f"the branches map {f.in_channels} to {f.out_channels} channels and "
             f"{g.in_channels} to {g.out_channels}"
         )
-    f, g = in_double(f), in_double(g)
+    f, g = side_by_side(f, g)
     if isinstance(f, ScaleShift) and isinstance(g, ScaleShift):
         return ScaleShift(f.scale + g.scale, f.shift + g.shift, f.rank)
     return _add_convs(_as_conv(f), _as_conv(g))

@@ -19,7 +19,7 @@ from math import gcd
 
 from torch import Tensor
 
-from fxreduce.operators.affine import Conv, Operator, Refusal, ScaleShift, in_double, nonzero
+from fxreduce.operators.affine import Conv, Operator, Refusal, ScaleShift, nonzero, side_by_side
 from fxreduce.operators.kernels import contract, in_groups, merge_kernels, regroup
 from fxreduce.operators.transposed import UNEVEN, as_ordinary, compose_transposed
 
@@ -38,7 +38,7 @@ def compose(f: Operator, g: Operator) -> Operator | Refusal:
         return Refusal(f"they act on different axes: spatial rank {f.rank} before, {g.rank} after")
     if f.out_channels != g.in_channels:
         return Refusal(f"{f.out_channels} channels are written, {g.in_channels} are read")
-    f, g = in_double(f), in_double(g)
+    f, g = side_by_side(f, g)
     if isinstance(g, ScaleShift):
         return _then_scale(f, g)
     if isinstance(f, ScaleShift):

@@ -56,6 +56,8 @@ def double(*shape: int) -> Tensor:
         ([nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, 2), nn.BatchNorm2d(6)], [nn.ConvTranspose2d]),
         ([nn.ConvTranspose2d(4, 8, 2, 2), nn.Conv2d(8, 2, 1)], [nn.ConvTranspose2d]),
         ([nn.Conv2d(4, 8, 1, bias=False), nn.ConvTranspose2d(8, 2, 2, 2)], [nn.ConvTranspose2d]),
+        ([nn.Conv2d(4, 6, 3), nn.AvgPool2d(2)], [nn.Conv2d]),
+        ([nn.AvgPool2d(2), nn.BatchNorm2d(4), nn.Conv2d(4, 9, 1)], [nn.Conv2d]),
         ([nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 2, 1, stride=2)], [nn.Conv2d]),
         ([nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3, groups=4)], [nn.Conv2d]),
         ([nn.BatchNorm2d(4), nn.BatchNorm2d(4)], [ChannelAffine]),
@@ -106,6 +108,16 @@ def test_a_chain_becomes_one_operator(layers: list[nn.Module], after: list[type]
             "a bias or shift before a transposed convolution reaches each position by another",
         ),
         (
+            [nn.AvgPool2d(5, 1), nn.Conv2d(4, 64, 1)],
+            [nn.AvgPool2d, nn.Conv2d],
+            "merging would take 6,400 multiply-adds for each output position, the two take 356",
+        ),
+        (
+            [nn.AvgPool2d(2), nn.AvgPool2d(2)],
+            [nn.AvgPool2d, nn.AvgPool2d],
+            "neither has weights",
+        ),
+        (
             [nn.Conv2d(4, 4, 1), nn.Linear(6, 6)],
             [nn.Conv2d, nn.Linear],
             "they act on different axes: spatial rank 2 before, 0 after",
@@ -119,6 +131,12 @@ def test_what_is_not_exact_or_does_not_pay_stays_with_the_reason(
     result = check(nn.Sequential(*layers), double(2, channels, 8, 6), after, [reason])
     assert not result.modified
     assert result.refusals[0].where == "0 → 1"
+
+
+def test_a_pooling_alone_stays_what_it_is() -> None:
+    model = nn.Sequential(nn.ReLU(), nn.AvgPool2d(2), nn.ReLU())
+    result = check(model, double(2, 3, 4, 6), [nn.ReLU, nn.AvgPool2d, nn.ReLU], [])
+    assert not result.modified
 
 
 def test_operators_that_are_no_neighbours_are_left_alone() -> None:
@@ -210,7 +228,7 @@ def test_numbers_alone_are_not_merged_as_they_do_not_know_their_channels() -> No
     model = Wiring(lambda m, x: ((x - 0.5) / 0.25).sum(-1))
     result = fused(model, double(2, 5))
     assert not result.modified
-    assert "single numbers do not tell" in result.refusals[0].reason
+    assert "neither has weights" in result.refusals[0].reason
     other = double(3, 7)
     assert_close(model(other), result.graph_module(other))
     integers = Wiring(lambda m, x: m.table(x * 2 + 1), table=nn.Embedding(20, 3))
