@@ -96,6 +96,11 @@ def windows(draw: DrawFn, rank: int) -> dict[str, tuple[int, ...]]:
     return {"kernel": kernel, "stride": draw(per_axis(rank, 1, 4)), "padding": padding}
 
 
+def sides(rank: int) -> SearchStrategy[tuple[tuple[int, int], ...]]:
+    """How far each axis is padded from the left and from the right."""
+    return st.tuples(*(st.tuples(st.integers(0, 3), st.integers(0, 3)) for _ in range(rank)))
+
+
 @st.composite
 def operators(draw: DrawFn, rank: int, channels: int) -> Operator:
     if draw(st.integers(0, 3)) == 0:

@@ -6,8 +6,9 @@ With kernels k1, k2, strides s1, s2, dilations d1, d2 and paddings p1, p2 the me
     W[o, i, s1 d2 a + d1 b] += sum_m W2[o, m, a] W1[m, i, b],   bias b2 + sum W2 b1.
 
 It is exact where g reads only positions that f computed. Where g pads f's output with zeros, the
-merged operator would read f beyond its border: exact only for a pointwise f, whose bias is then
-carried by a constant channel of ones that ends where the input ends (`Conv.border`).
+merged operator would read f beyond its border: exact for a pointwise f, whose bias is then carried
+by a constant channel of ones that ends where the input ends (`Conv.border`), and for an f that is
+zero there.
 Transposed convolutions have rules of their own: `fxreduce.operators.transposed`.
 """
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from fxreduce.operators.affine import Conv, Operator, Refusal, ScaleShift, nonzero, side_by_side
 from fxreduce.operators.kernels import contract, in_groups, merge_kernels, regroup
-from fxreduce.operators.transposed import UNEVEN, as_ordinary, compose_transposed
+from fxreduce.operators.transposed import UNEVEN, as_ordinary, compose_transposed, reach_of
 
 
 def compose(f: Operator, g: Operator) -> Operator | Refusal:
@@ -79,7 +80,7 @@ def _conv_then_conv(f: Conv, g: Conv) -> Operator | Refusal:
     f, g = as_ordinary(f), as_ordinary(g)
     if f.transposed or g.transposed:
         return compose_transposed(f, g)
-    if g.is_padded and not f.is_pointwise:
+    if g.is_padded and not f.is_pointwise and not _ends_in_zeros(f, g):
         return Refusal(
             f"the second operator pads by {_size(g.padding)} what the first, a {_size(f.kernel)} "
             f"kernel padded by {_size(f.padding)}, computed: the merged one would read beyond that "
@@ -91,7 +92,8 @@ def _conv_then_conv(f: Conv, g: Conv) -> Operator | Refusal:
     first, second = regroup(f.weight, f.groups, groups), regroup(g.weight, g.groups, groups)
     merge = partial(merge_kernels, stride=f.stride, dilations=(f.dilation, g.dilation))
     weight, dilation = merge(first, second, groups)
-    # A border means padding, so at most one of the two has one: g pads only behind a pointwise f.
+    # At most one of the two has a border: it means padding, and g pads only behind a pointwise f
+    # or without a border of its own.
     border = g.border
     if f.border is not None:
         dense = regroup(g.weight, g.groups, 1)
@@ -109,6 +111,18 @@ def _conv_then_conv(f: Conv, g: Conv) -> Operator | Refusal:
         border=border,
     )
     return _carry_bias(merged, g, f.bias)
+
+
+def _ends_in_zeros(f: Conv, g: Conv) -> bool:
+    """Whether f, read on beyond its output where g pads, is the zeros that g's padding is.
+
+    At a border that f pads by at least its reach, all that lies beyond reads padding alone.
+    """
+    modes = {op.padding_mode for op in (f, g) if op.is_padded}
+    if f.bias is not None or g.border is not None or modes != {"zeros"}:
+        return False
+    axes = zip(f.padding, reach_of(f), g.padding, strict=True)
+    return all(p1 >= reach or p2 == 0 for p1, reach, p2 in axes)
 
 
 def _carry_bias(merged: Conv, g: Conv, shift: Tensor | None) -> Conv:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from checks import assert_close
@@ -146,6 +148,28 @@ def test_padding_that_repeats_values_repeats_the_bias_with_them(mode: str) -> No
     assert isinstance(merged, Conv)
     assert (merged.border, merged.padding_mode) == (None, mode)
     assert_same_map(merged, [f, g], random(2, 2, 5, 6))
+
+
+def test_padding_behind_a_kernel_along_another_axis_is_merged() -> None:
+    f = Conv(random(3, 2, 1, 5), padding=(0, 2))
+    g = Conv(random(4, 3, 5, 1), random(4), padding=(2, 0))
+    merged = compose(f, g)
+    assert isinstance(merged, Conv)
+    assert (merged.kernel, merged.padding) == ((5, 5), (2, 2))
+    assert_same_map(merged, [f, g], random(2, 2, 3, 4))
+    refused = compose(replace(f, bias=random(3)), g)
+    assert isinstance(refused, Refusal)
+    assert PADDED in refused.reason
+
+
+def test_padding_behind_a_full_convolution_reads_the_zeros_beyond_it() -> None:
+    f = Conv(random(3, 2, 3), stride=(2,), padding=(4,), dilation=(2,))
+    g = Conv(random(4, 3, 3), random(4), stride=(1,), padding=(2,))
+    merged = compose(f, g)
+    assert isinstance(merged, Conv)
+    assert (merged.padding, merged.stride) == ((8,), (2,))
+    for size in (1, 2, 5, 6):
+        assert_same_map(merged, [f, g], random(2, 2, size))
 
 
 def test_groups_keep_their_order_when_their_kernels_are_merged() -> None:

@@ -57,6 +57,8 @@ def double(*shape: int) -> Tensor:
         ([nn.ConvTranspose2d(4, 8, 2, 2), nn.Conv2d(8, 2, 1)], [nn.ConvTranspose2d]),
         ([nn.Conv2d(4, 8, 1, bias=False), nn.ConvTranspose2d(8, 2, 2, 2)], [nn.ConvTranspose2d]),
         ([nn.Conv2d(4, 6, 3), nn.AvgPool2d(2)], [nn.Conv2d]),
+        ([nn.ZeroPad2d((1, 1, 2, 2)), nn.Conv2d(4, 6, 3, 2)], [nn.Conv2d]),
+        ([nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(4, 6, 3, 2), nn.BatchNorm2d(6)], [nn.Conv2d]),
         ([nn.AvgPool2d(2), nn.BatchNorm2d(4), nn.Conv2d(4, 9, 1)], [nn.Conv2d]),
         ([nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 2, 1, stride=2)], [nn.Conv2d]),
         ([nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3, groups=4)], [nn.Conv2d]),
@@ -113,6 +115,11 @@ def test_a_chain_becomes_one_operator(layers: list[nn.Module], after: list[type]
             "merging would take 6,400 multiply-adds for each output position, the two take 356",
         ),
         (
+            [nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(4, 64, 3)],
+            [nn.ZeroPad2d, nn.Conv2d],
+            "merging would take 4,096 multiply-adds for each output position, the two take 2,320",
+        ),
+        (
             [nn.AvgPool2d(2), nn.AvgPool2d(2)],
             [nn.AvgPool2d, nn.AvgPool2d],
             "neither has weights",
@@ -133,9 +140,9 @@ def test_what_is_not_exact_or_does_not_pay_stays_with_the_reason(
     assert result.refusals[0].where == "0 → 1"
 
 
-def test_a_pooling_alone_stays_what_it_is() -> None:
-    model = nn.Sequential(nn.ReLU(), nn.AvgPool2d(2), nn.ReLU())
-    result = check(model, double(2, 3, 4, 6), [nn.ReLU, nn.AvgPool2d, nn.ReLU], [])
+def test_a_pooling_or_a_pad_alone_stays_what_it_is() -> None:
+    layers = [nn.ReLU(), nn.AvgPool2d(2), nn.ReLU(), nn.ZeroPad2d(1), nn.ReLU()]
+    result = check(nn.Sequential(*layers), double(2, 3, 4, 6), [*map(type, layers)], [])
     assert not result.modified
 
 
