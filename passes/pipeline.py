@@ -11,6 +11,7 @@ from fxreduce.passes.drop_checks import DropChecks
 from fxreduce.passes.drop_identities import DropIdentities
 from fxreduce.passes.fuse_chain import FuseChain
 from fxreduce.passes.fuse_parallel import FuseParallel
+from fxreduce.passes.pool_first import PoolFirst
 from fxreduce.passes.single_assignment import SingleAssignment
 
 # Checks and identities go first: they stand between operators, the former as readers, the latter
@@ -19,17 +20,18 @@ from fxreduce.passes.single_assignment import SingleAssignment
 PREPARE: tuple[Pass, ...] = (DropChecks(), DropIdentities(), SingleAssignment())
 
 
-_OWN: Pipeline = (*PREPARE, FuseChain(), FuseParallel())
+_OWN: Pipeline = (*PREPARE, PoolFirst(), FuseChain(), FuseParallel())
 _REGISTERED: list[Pass] = []
 
 
 def fusion(cost: CostModel) -> Pipeline:
     """Merge all that is exact and pays.
 
-    A merged chain may become a branch of a sum, and a merged sum a link of a chain: both passes
-    take turns until nothing changes.
+    Poolings go first where that pays, as a pointwise operator merged into one no longer can. A
+    merged chain may become a branch of a sum, and a merged sum a link of a chain: the passes take
+    turns until nothing changes.
     """
-    return (Repeat((FuseChain(cost), FuseParallel(cost), *_REGISTERED)),)
+    return (Repeat((PoolFirst(cost), FuseChain(cost), FuseParallel(cost), *_REGISTERED)),)
 
 
 def register_pass(rewrite: Pass) -> Pass:

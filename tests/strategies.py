@@ -232,7 +232,8 @@ def layers(draw: DrawFn, shape: Sequence[int], *, same: bool = False) -> nn.Modu
     """A layer for values of a shape (N, C, ...); an affine one that keeps the shape if so asked."""
     channels, rank = shape[1], len(shape) - 2
     kinds = ["dense"] * 5 + ["norm"] * 4 + ["linear"]
-    kind = draw(st.sampled_from(kinds if same else [*kinds, "act", "act", "other"]))
+    more = ["act", "act", "other", *["window"] * 3 * (rank > 0)]
+    kind = draw(st.sampled_from(kinds if same else [*kinds, *more]))
     if kind == "act":
         act = draw(st.sampled_from((nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU)))
         return act(inplace=draw(st.booleans()))
@@ -245,6 +246,8 @@ def layers(draw: DrawFn, shape: Sequence[int], *, same: bool = False) -> nn.Modu
         norm = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d)[rank]
         return randomised(norm(channels, affine=draw(st.booleans())))
     groups, width = draw(groups_and_width(channels))
+    if kind == "window":
+        return draw(_windowed(rank, channels, width, groups))
     kernel = draw(st.sampled_from((1, 1, 3) if same else (1, 1, 3, 2)))
     return (nn.Conv1d, nn.Conv2d)[rank - 1](
         channels,
@@ -256,6 +259,24 @@ def layers(draw: DrawFn, shape: Sequence[int], *, same: bool = False) -> nn.Modu
         bias=draw(st.booleans()),
         padding_mode=draw(st.sampled_from(("zeros", "zeros", "zeros", "reflect", "circular"))),
     )
+
+
+@st.composite
+def _windowed(draw: DrawFn, rank: int, channels: int, width: int, groups: int) -> nn.Module:
+    """A mean pooling, a pad of zeros or a transposed convolution."""
+    kind = draw(st.sampled_from(("pool", "pool", "pad", "up")))
+    if kind == "pad":
+        ends = [end for side in draw(sides(rank)) for end in side]
+        return (nn.ZeroPad1d, nn.ZeroPad2d)[rank - 1](tuple(ends))
+    if kind == "pool":
+        counted = draw(st.booleans())
+        options = {"ceil_mode": draw(st.sampled_from((False, False, True)))}
+        pool = (nn.AvgPool1d, nn.AvgPool2d)[rank - 1]
+        return pool(*draw(windows(rank)).values(), count_include_pad=counted, **options)
+    up = (nn.ConvTranspose1d, nn.ConvTranspose2d)[rank - 1]
+    kernel, stride = draw(st.sampled_from(((2, 2), (1, 1), (3, 2), (3, 1))))
+    padding = draw(st.sampled_from((0, kernel // 2)))
+    return up(channels, width, kernel, stride, padding, stride - 1, groups, draw(st.booleans()))
 
 
 @st.composite

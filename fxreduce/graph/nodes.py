@@ -12,6 +12,7 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 SHAPE = "fxreduce.shape"  # node.meta key: the shape of the node's value, where it is a tensor
+CAPTURED = ("tensor_meta", "val")  # node.meta keys under which torch's captures describe the value
 
 
 def label(node: Node) -> str:
@@ -115,7 +116,7 @@ def shape_of(node: Any) -> tuple[int, ...] | None:
     """The shape of the node's value, where capture or a calibration batch has told it."""
     if not isinstance(node, Node):
         return None
-    known = node.meta.get("tensor_meta", node.meta.get("val"))
+    known = next((node.meta[key] for key in CAPTURED if key in node.meta), None)
     shape = node.meta.get(SHAPE, getattr(known, "shape", None))
     return None if shape is None else tuple(shape)
 

@@ -66,4 +66,9 @@ def _mean_pool(graph_module: GraphModule, node: Node) -> tuple[Operator, Node] |
     ), given
 
 
+def calls_mean_pool(graph_module: GraphModule, node: Node) -> bool:
+    """Whether the node calls a mean pooling of torch, which takes any number of channels."""
+    return isinstance(module_of(graph_module, node), _MODULES) or operation(node) in _OPERATIONS
+
+
 register_operator(_mean_pool, modules=_MODULES, operations=_OPERATIONS, weightless=True)

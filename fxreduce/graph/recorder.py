@@ -11,7 +11,7 @@ from typing import Literal
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from fxreduce.graph.nodes import SHAPE, module_path
+from fxreduce.graph.nodes import CAPTURED, SHAPE, module_path
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,25 @@ class Recorder:
         node.replace_all_uses_with(by)
         self.edits.append(Edit("replaced", node.name, why))
         self._erase(node)
+
+    def swap(
+        self, first: Node, second: Node, given: Node, shape: tuple[int, ...] | None, why: str
+    ) -> None:
+        """Let `second`, the only reader of `first`, be computed before it, from `given`.
+
+        Args:
+            shape: of `second`'s value from then on, where known; `first`'s is what `second`'s was.
+        """
+        second.replace_all_uses_with(first)
+        second.replace_input_with(first, given)
+        first.replace_input_with(given, second)
+        first.prepend(second)
+        for key in (SHAPE, *CAPTURED):
+            first.meta.pop(key, None)
+            if key in second.meta:
+                first.meta[key] = second.meta.pop(key)
+        second.meta.update({} if shape is None else {SHAPE: shape})
+        self.edits.extend(Edit("replaced", node.name, why) for node in (first, second))
 
     def reroute(self, node: Node, by: Node, users: Sequence[Node], why: str) -> None:
         """Let some users of `node` use `by`; `node` stays."""
