@@ -36,7 +36,10 @@ from fxreduce.passes.base import PassResult
 Chain = tuple[AffineCall, ...]
 # Operators that one step merges at most; no known block of a network has as many.
 LONGEST_PART = 16
-NUMBERS_ALONE = "single numbers do not tell how many channels of which dtype they will meet"
+NUMBERS_ALONE = (
+    "neither has weights, and numbers, poolings and pads do not tell how many channels of which "
+    "dtype they will meet"
+)
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,9 @@ def hazard(aliases: Aliases, call: AffineCall) -> Refusal | None:
 def cheapest_cut(chain: Chain, model: CostModel) -> Cut:
     """The parts of least cost; of equal ones the part that merges less.
 
-    Numbers alone stay apart: nothing tells how many channels, of which dtype, they will meet.
-    No part holds more than `LONGEST_PART` operators, so that the work grows with the length of the
-    chain; parts that may be merged still further are met again in the next round.
+    Numbers, poolings and pads alone stay apart: nothing tells how many channels, of which dtype,
+    they will meet. No part holds more than `LONGEST_PART` operators, so that the work grows with
+    the length of the chain; parts that may be merged still further are met again in the next round.
     """
     operators = [on_meta(call.operator) for call in chain]
     settings = list(settings_along(operators, setting_of(chain[0])))

@@ -90,6 +90,19 @@ def convs(draw: DrawFn, rank: int, channels: int, *, transposed: bool | None = N
 
 
 @st.composite
+def windows(draw: DrawFn, rank: int) -> dict[str, tuple[int, ...]]:
+    """Kernel, stride and padding of a pooling, whose padding is at most half of its kernel."""
+    kernel = draw(per_axis(rank, 1, 4 if rank < 3 else 2))
+    padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
+    return {"kernel": kernel, "stride": draw(per_axis(rank, 1, 4)), "padding": padding}
+
+
+def sides(rank: int) -> SearchStrategy[tuple[tuple[int, int], ...]]:
+    """How far each axis is padded from the left and from the right."""
+    return st.tuples(*(st.tuples(st.integers(0, 3), st.integers(0, 3)) for _ in range(rank)))
+
+
+@st.composite
 def operators(draw: DrawFn, rank: int, channels: int) -> Operator:
     if draw(st.integers(0, 3)) == 0:
         return draw(scale_shifts(rank, channels))
@@ -196,6 +209,63 @@ def _convs_alike(draw: DrawFn, modes: Sequence[str], *, same_width: bool) -> tup
     return conv(groups, width), conv(other if rank else 1, other_width)
 
 
+@st.composite
+def transposed_pairs(draw: DrawFn) -> tuple[Operator, Conv]:
+    """Two operators that follow one another, one of them transposed and the other mostly fit.
+
+    An ordinary convolution has stride 1, the first operator mostly no bias, and the first
+    transposed one often nothing that its padding cuts off.
+    """
+    rank, channels = draw(st.integers(1, 3)), draw(st.sampled_from(CHANNELS))
+    kinds = draw(st.sampled_from(((True, False), (False, True), (True, True), (None, True))))
+    pair: list[Operator] = []
+    for transposed in kinds:
+        if transposed is None:
+            pair.append(draw(scale_shifts(rank, channels)))
+            continue
+        conv = draw(convs(rank, channels, transposed=transposed))
+        if draw(st.integers(0, 5)):
+            conv = replace(conv, padding_mode="zeros")
+            conv = conv if transposed else replace(conv, stride=(1,) * rank)
+        if not pair and draw(st.integers(0, 5)):
+            whole = tuple(d * (k - 1) for d, k in zip(conv.dilation, conv.kernel, strict=True))
+            padding = draw(st.sampled_from((conv.padding, (0,) * rank if transposed else whole)))
+            bias = draw(st.sampled_from((None, None, conv.bias)))
+            conv = replace(conv, padding=padding, bias=bias)
+        pair.append(conv)
+        channels = conv.out_channels
+    return pair[0], pair[1]  # type: ignore[return-value]
+
+
+@st.composite
+def parallel_transposed(draw: DrawFn) -> tuple[Conv, Conv]:
+    """Two transposed convolutions that read and write the same shapes, or nearly so."""
+    rank, channels = draw(st.integers(1, 3)), draw(st.sampled_from(CHANNELS))
+    f = draw(convs(rank, channels, transposed=True))
+    width = f.out_channels
+    groups = draw(st.sampled_from([n for n in CHANNELS if channels % n == 0 == width % n]))
+    axes = []
+    for axis, stride in enumerate(f.stride):
+        size = f.dilation[axis] * (f.kernel[axis] - 1) + f.output_padding[axis]
+        axes.append(draw(st.sampled_from(_spreads(size - 2 * f.padding[axis], stride))))
+    kernel, dilation, padding, output_padding = zip(*axes, strict=True)
+    weight = draw(tensors(channels, width // groups, *kernel))
+    bias = draw(st.none() | tensors(width))
+    options = {"transposed": True, "output_padding": output_padding}
+    return f, Conv(weight, bias, f.stride, padding, dilation, groups, **options)
+
+
+def _spreads(growth: int, stride: int) -> Sequence[tuple[int, int, int, int]]:
+    """(kernel, dilation, padding, output padding) with d (k - 1) - 2 p + o = growth."""
+    found = []
+    for kernel, dilation, more in product(range(1, 5), range(1, 4), range(3)):
+        twice = dilation * (kernel - 1) + more - growth
+        fits = twice % 2 == 0 and 0 <= twice // 2 <= dilation * (kernel - 1)
+        if fits and more < max(stride, dilation):
+            found.append((kernel, dilation, twice // 2, more))
+    return found
+
+
 def _windows(growth: int) -> Sequence[tuple[int, int, int]]:
     """(kernel, dilation, padding) of one axis with 2 p - d (k - 1) = growth."""
     found = []
@@ -212,6 +282,9 @@ def layers(draw: DrawFn, shape: Sequence[int], *, same: bool = False) -> nn.Modu
     channels, rank = shape[1], len(shape) - 2
     kinds = ["dense"] * 5 + ["norm"] * 4 + ["linear"]
     kind = draw(st.sampled_from(kinds if same else [*kinds, "act", "act", "other", "token norm"]))
+
+    more = ["act", "act", "other", *["window"] * 3 * (rank > 0)]
+    kind = draw(st.sampled_from(kinds if same else [*kinds, *more]))
     if kind == "act":
         act = draw(st.sampled_from((nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU)))
         return act(inplace=draw(st.booleans()))
@@ -226,6 +299,8 @@ def layers(draw: DrawFn, shape: Sequence[int], *, same: bool = False) -> nn.Modu
         norm = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d)[rank]
         return randomised(norm(channels, affine=draw(st.booleans())))
     groups, width = draw(groups_and_width(channels))
+    if kind == "window":
+        return draw(_windowed(rank, channels, width, groups))
     kernel = draw(st.sampled_from((1, 1, 3) if same else (1, 1, 3, 2)))
     return (nn.Conv1d, nn.Conv2d)[rank - 1](
         channels,
@@ -237,6 +312,24 @@ def layers(draw: DrawFn, shape: Sequence[int], *, same: bool = False) -> nn.Modu
         bias=draw(st.booleans()),
         padding_mode=draw(st.sampled_from(("zeros", "zeros", "zeros", "reflect", "circular"))),
     )
+
+
+@st.composite
+def _windowed(draw: DrawFn, rank: int, channels: int, width: int, groups: int) -> nn.Module:
+    """A mean pooling, a pad of zeros or a transposed convolution."""
+    kind = draw(st.sampled_from(("pool", "pool", "pad", "up")))
+    if kind == "pad":
+        ends = [end for side in draw(sides(rank)) for end in side]
+        return (nn.ZeroPad1d, nn.ZeroPad2d)[rank - 1](tuple(ends))
+    if kind == "pool":
+        counted = draw(st.booleans())
+        options = {"ceil_mode": draw(st.sampled_from((False, False, True)))}
+        pool = (nn.AvgPool1d, nn.AvgPool2d)[rank - 1]
+        return pool(*draw(windows(rank)).values(), count_include_pad=counted, **options)
+    up = (nn.ConvTranspose1d, nn.ConvTranspose2d)[rank - 1]
+    kernel, stride = draw(st.sampled_from(((2, 2), (1, 1), (3, 2), (3, 1))))
+    padding = draw(st.sampled_from((0, kernel // 2)))
+    return up(channels, width, kernel, stride, padding, stride - 1, groups, draw(st.booleans()))
 
 
 @st.composite

@@ -27,13 +27,14 @@ class AffineCall:
     like: Tensor | None
     """A tensor with the dtype, device and memory format of the call's weights, if it has any.
 
-    A single number has none: nor does it tell how many channels there are, other inputs may have
-    others than the example."""
+    A pooling has none. Nor has a single number, which does not even tell how many channels there
+    are: other inputs may have others than the example."""
 
 
 Reader = Callable[[GraphModule, Node], tuple[Operator, Node] | Refusal | None]
 _MODULES: dict[type[nn.Module], Reader] = {}
 _OPERATIONS: dict[str, Reader] = {}
+_WEIGHTLESS: set[Reader] = set()
 
 
 def register_operator(
@@ -41,6 +42,7 @@ def register_operator(
     *,
     modules: Iterable[type[nn.Module]] = (),
     operations: Iterable[str] = (),
+    weightless: bool = False,
 ) -> Reader:
     """Make fxreduce read an affine operator of your own.
 
@@ -50,6 +52,8 @@ def register_operator(
             affine at all.
         modules: module classes whose call `reader` reads, subclasses included.
         operations: names of torch functions, tensor methods or ATen operators that it reads.
+        weightless: what it reads has no weights of its own, as a pooling. It merges with operators
+            that have, whose dtype and device the merged one takes, and is not counted as one.
 
     Raises:
         UnsupportedError: nothing was given by which the operator could be found.
@@ -59,6 +63,8 @@ def register_operator(
         raise UnsupportedError("an operator needs modules or operations to be found by; none given")
     _MODULES.update(dict.fromkeys(modules, reader))
     _OPERATIONS.update(dict.fromkeys(operations, reader))
+    if weightless:
+        _WEIGHTLESS.add(reader)
     return reader
 
 
@@ -74,7 +80,13 @@ def read_affine(graph_module: GraphModule, node: Node) -> AffineCall | Refusal |
     if read is None or isinstance(read, Refusal):
         return read
     operator, given = read
-    return AffineCall(operator, node, given, _like(graph_module, node, operator))
+    like = None if reader in _WEIGHTLESS else _like(graph_module, node, operator)
+    return AffineCall(operator, node, given, like)
+
+
+def is_weightless(graph_module: GraphModule, node: Node) -> bool:
+    """Whether the node calls what is affine without weights, as a pooling is."""
+    return _find(graph_module, node) in _WEIGHTLESS
 
 
 def module_input(node: Node) -> Node | None:

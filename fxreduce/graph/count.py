@@ -7,7 +7,7 @@ from math import prod
 
 from torch.fx import GraphModule
 
-from fxreduce.graph.affine import AffineCall, read_affine
+from fxreduce.graph.affine import AffineCall, is_weightless, read_affine
 from fxreduce.graph.border_corrected import BorderCorrectedConv
 from fxreduce.graph.nodes import module_of, shape_of
 from fxreduce.operators.affine import Conv, Refusal, ScaleShift
@@ -20,7 +20,8 @@ class Count:
     """Affine operators, and the multiply-adds of the convolutions and Linears among them.
 
     `multiply_adds` is for a batch of one, None where a shape is not known. Batch-norm and the like
-    count as operators; their one multiply-add for each element is left out, as is usual.
+    count as operators; their one multiply-add for each element is left out, as is usual. Poolings
+    and what else has no weights do not count.
     """
 
     operators: int
@@ -32,6 +33,8 @@ def count_affine(graph_module: GraphModule) -> Count:
     operators, total = 0, 0
     known = True
     for node in graph_module.graph.nodes:
+        if is_weightless(graph_module, node):
+            continue
         call = read_affine(graph_module, node)
         operators += isinstance(call, (AffineCall, Refusal))
         if isinstance(module := module_of(graph_module, node), BorderCorrectedConv):

@@ -12,6 +12,7 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 SHAPE = "fxreduce.shape"  # node.meta key: the shape of the node's value, where it is a tensor
+CAPTURED = ("tensor_meta", "val")  # node.meta keys under which torch's captures describe the value
 
 
 def label(node: Node) -> str:
@@ -115,7 +116,7 @@ def shape_of(node: Any) -> tuple[int, ...] | None:
     """The shape of the node's value, where capture or a calibration batch has told it."""
     if not isinstance(node, Node):
         return None
-    known = node.meta.get("tensor_meta", node.meta.get("val"))
+    known = next((node.meta[key] for key in CAPTURED if key in node.meta), None)
     shape = node.meta.get(SHAPE, getattr(known, "shape", None))
     return None if shape is None else tuple(shape)
 
@@ -130,6 +131,32 @@ def reads_facts(node: Node) -> bool:
     if node.target is getattr:
         return node.args[1] in _FACTS
     return operation(node) in _SIZES
+
+
+def channels_of(node: Any, rank: int) -> int | None:
+    """The size of axis -(rank + 1) of an image (N, C, *spatial) or (C, *spatial), where known."""
+    shape = shape_of(node)
+    if shape is None or len(shape) - rank not in (1, 2):
+        return None
+    channels: Any = shape[-rank - 1]
+    return channels if isinstance(channels, int) else None
+
+
+def is_whole(*values: Any) -> bool:
+    """Whether each value is an integer or a sequence of integers, known without running."""
+    return all(
+        isinstance(each, int)
+        for value in values
+        for each in (value if isinstance(value, (tuple, list)) else (value,))
+    )
+
+
+def per_axis(value: Any, rank: int) -> tuple[int, ...]:
+    """An option of a convolution or pooling with one entry for each spatial axis."""
+    if isinstance(value, int):
+        return (value,) * rank
+    values = tuple(value)
+    return values * rank if len(values) == 1 else values
 
 
 def is_inplace(graph_module: GraphModule, node: Node) -> bool:

@@ -10,7 +10,15 @@ from torch.fx import GraphModule, Node
 
 from fxreduce.graph.affine import Reader, module_input, register_operator
 from fxreduce.graph.layout import channel_axis, trailing_axes
-from fxreduce.graph.nodes import argument, implements, module_of, operation, shape_of, tensor_of
+from fxreduce.graph.nodes import (
+    argument,
+    implements,
+    module_of,
+    operation,
+    per_axis,
+    shape_of,
+    tensor_of,
+)
 from fxreduce.operators.affine import Conv, Operator, Refusal, ScaleShift, nonzero
 
 Read = tuple[Operator, Node] | Refusal | None
@@ -88,7 +96,7 @@ def _conv(
     **more: Any,
 ) -> Read:
     rank = weight.dim() - 2
-    stride, dilation = _per_axis(stride, rank), _per_axis(dilation, rank)
+    stride, dilation = per_axis(stride, rank), per_axis(dilation, rank)
     if padding == "valid":
         padding = 0
     elif padding == "same":
@@ -96,16 +104,9 @@ def _conv(
         if any(size % 2 for size in total):
             return Refusal("its 'same' padding is one wider on one side")
         padding = tuple(size // 2 for size in total)
-    more["output_padding"] = _per_axis(more.get("output_padding", ()), rank)
-    padding = _per_axis(padding, rank)
+    more["output_padding"] = per_axis(more.get("output_padding", ()), rank)
+    padding = per_axis(padding, rank)
     return Conv(weight, _given(bias), stride, padding, dilation, groups, **more), given
-
-
-def _per_axis(value: Any, rank: int) -> tuple[int, ...]:
-    if isinstance(value, int):
-        return (value,) * rank
-    values = tuple(value)
-    return values * rank if len(values) == 1 else values
 
 
 def _given(bias: Tensor | None) -> Tensor | None:

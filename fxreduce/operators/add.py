@@ -6,13 +6,15 @@ dilation d and padding p reads the input at s y - p + d a. The smaller kernel is
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import gcd
 from typing import Any
 
 from torch import Tensor
 
-from fxreduce.operators.affine import Conv, Operator, Refusal, ScaleShift, as_conv, in_double
+from fxreduce.operators.affine import Conv, Operator, Refusal, ScaleShift, as_conv, side_by_side
 from fxreduce.operators.kernels import regroup
+from fxreduce.operators.transposed import as_ordinary, as_transposed, fitted, reach_of
 
 
 def add(f: Operator, g: Operator) -> Operator | Refusal:
@@ -31,15 +33,24 @@ def add(f: Operator, g: Operator) -> Operator | Refusal:
             f"the branches map {f.in_channels} to {f.out_channels} channels and "
             f"{g.in_channels} to {g.out_channels}"
         )
-    f, g = in_double(f), in_double(g)
+    f, g = side_by_side(f, g)
     if isinstance(f, ScaleShift) and isinstance(g, ScaleShift):
         return ScaleShift(f.scale + g.scale, f.shift + g.shift, f.rank)
     return _add_convs(as_conv(f), as_conv(g))
 
 
 def _add_convs(f: Conv, g: Conv) -> Conv | Refusal:
-    if f.transposed or g.transposed:
-        return Refusal("a transposed convolution merges with scale and shift only")
+    f, g = as_ordinary(f), as_ordinary(g)
+    if f.transposed is g.transposed:
+        return _add_alike(f, g)
+    first, second = as_transposed(f), as_transposed(g)
+    if isinstance(first, Refusal) or isinstance(second, Refusal):
+        return first if isinstance(first, Refusal) else second
+    return _add_alike(first, second)
+
+
+def _add_alike(f: Conv, g: Conv) -> Conv | Refusal:
+    """The sum of two ordinary or of two transposed convolutions."""
     if f.stride != g.stride:
         return Refusal(f"the branches have strides {f.stride} and {g.stride}")
     if _growth(f) != _growth(g):
@@ -58,7 +69,7 @@ def _add_convs(f: Conv, g: Conv) -> Conv | Refusal:
         for op in (f, g)
     ]
     assert weight is not None  # both kernels exist
-    return Conv(
+    merged = Conv(
         weight,
         sum_of(f.bias, g.bias),
         stride=f.stride,
@@ -68,6 +79,14 @@ def _add_convs(f: Conv, g: Conv) -> Conv | Refusal:
         padding_mode=modes.pop() if modes else "zeros",
         border=sum_of(*borders),
     )
+    return _widened(merged, f) if f.transposed else merged
+
+
+def _widened(merged: Conv, f: Conv) -> Conv:
+    """The transposed `merged`, given the output padding that makes it write as much as f."""
+    widened = replace(merged, transposed=True)
+    missing = zip(_growth(f), _growth(widened), strict=True)
+    return fitted(replace(widened, output_padding=tuple(own - bare for own, bare in missing)))
 
 
 def sum_of(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -78,11 +97,14 @@ def sum_of(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 
 def _growth(operator: Conv) -> tuple[int, ...]:
-    """What an operator of stride 1 adds to the spatial size: 2 p - d (k - 1)."""
-    return tuple(
-        2 * p - d * (k - 1)
-        for p, d, k in zip(operator.padding, operator.dilation, operator.kernel, strict=True)
-    )
+    """What an operator of stride 1 adds to the spatial size: 2 p - d (k - 1).
+
+    Transposed ones add as much less, and their output padding.
+    """
+    grown = tuple(2 * p - r for p, r in zip(operator.padding, reach_of(operator), strict=True))
+    if not operator.transposed:
+        return grown
+    return tuple(o - size for o, size in zip(operator.output_padding, grown, strict=True))
 
 
 def _common_grid(f: Conv, g: Conv, axis: int) -> tuple[int, int]:

@@ -147,9 +147,19 @@ def map_tensors(operator: Operator, function: Callable[[Tensor], Tensor]) -> Ope
     )
 
 
-def in_double(operator: Operator) -> Operator:
-    """The operator with its tensors in float64, in which all merging is done."""
-    return map_tensors(operator, lambda tensor: tensor.detach().to(torch.float64))
+def in_double(operator: Operator, device: torch.device | None = None) -> Operator:
+    """The operator with its tensors in float64, in which all merging is done, and on a device."""
+    return map_tensors(operator, lambda tensor: tensor.detach().to(device, torch.float64))
+
+
+def side_by_side(f: Operator, g: Operator) -> tuple[Operator, Operator]:
+    """Both in float64, on the device of the model's weights.
+
+    A skip, a number or a pooling has none: it is written down on the CPU.
+    """
+    first, second = ((op.weight if isinstance(op, Conv) else op.scale).device for op in (f, g))
+    device = second if first.type == "cpu" else first
+    return in_double(f, device), in_double(g, device)
 
 
 def on_meta(operator: Operator) -> Operator:

@@ -95,6 +95,8 @@ def compose_inside(f: Operator, g: Operator) -> Conv | Refusal:
     """
     if not isinstance(f, Conv) or not isinstance(g, Conv):
         return Refusal("only convolutions reach beyond a border")
+    if f.transposed or g.transposed:
+        return Refusal("a transposed convolution writes each output from inputs of its own number")
     if f.border is not None or g.border is not None:
         return Refusal("a constant channel ends at the border, so that there are two of them")
     modes = {each.padding_mode for each in (f, g) if each.is_padded} - {"zeros"}

@@ -6,21 +6,23 @@ With kernels k1, k2, strides s1, s2, dilations d1, d2 and paddings p1, p2 the me
     W[o, i, s1 d2 a + d1 b] += sum_m W2[o, m, a] W1[m, i, b],   bias b2 + sum W2 b1.
 
 It is exact where g reads only positions that f computed. Where g pads f's output with zeros, the
-merged operator would read f beyond its border: exact only for a pointwise f, whose bias is then
-carried by a constant channel of ones that ends where the input ends (`Conv.border`).
+merged operator would read f beyond its border: exact for a pointwise f, whose bias is then carried
+by a constant channel of ones that ends where the input ends (`Conv.border`), and for an f that is
+zero there.
+Transposed convolutions have rules of their own: `fxreduce.operators.transposed`.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import product
+from functools import partial
 from math import gcd
-from typing import Any
 
 from torch import Tensor
 
-from fxreduce.operators.affine import Conv, Operator, Refusal, ScaleShift, in_double, nonzero
-from fxreduce.operators.kernels import contract, in_groups, regroup
+from fxreduce.operators.affine import Conv, Operator, Refusal, ScaleShift, nonzero, side_by_side
+from fxreduce.operators.kernels import contract, in_groups, merge_kernels, regroup
+from fxreduce.operators.transposed import UNEVEN, as_ordinary, compose_transposed, reach_of
 
 
 def compose(f: Operator, g: Operator) -> Operator | Refusal:
@@ -37,7 +39,7 @@ def compose(f: Operator, g: Operator) -> Operator | Refusal:
         return Refusal(f"they act on different axes: spatial rank {f.rank} before, {g.rank} after")
     if f.out_channels != g.in_channels:
         return Refusal(f"{f.out_channels} channels are written, {g.in_channels} are read")
-    f, g = in_double(f), in_double(g)
+    f, g = side_by_side(f, g)
     if isinstance(g, ScaleShift):
         return _then_scale(f, g)
     if isinstance(f, ScaleShift):
@@ -63,12 +65,10 @@ def _then_scale(f: Operator, g: ScaleShift) -> Operator:
 
 def _scale_then(f: ScaleShift, g: Conv) -> Operator | Refusal:
     """Scale the columns; the shift becomes bias, or border where g pads it with zeros."""
+    g = as_ordinary(g)
     if g.transposed:
         if f.has_shift:
-            return Refusal(
-                "a shift before a transposed convolution reaches each position by another number "
-                "of taps"
-            )
+            return Refusal(UNEVEN)
         return replace(g, weight=g.weight * f.scale.view(-1, *(1,) * (g.rank + 1)))
     columns = f.scale.view(g.groups, 1, -1, *(1,) * g.rank)
     weight = (in_groups(g.weight, g.groups) * columns).flatten(0, 1)
@@ -77,9 +77,10 @@ def _scale_then(f: ScaleShift, g: Conv) -> Operator | Refusal:
 
 
 def _conv_then_conv(f: Conv, g: Conv) -> Operator | Refusal:
+    f, g = as_ordinary(f), as_ordinary(g)
     if f.transposed or g.transposed:
-        return Refusal("a transposed convolution merges with scale and shift only")
-    if g.is_padded and not f.is_pointwise:
+        return compose_transposed(f, g)
+    if g.is_padded and not f.is_pointwise and not _ends_in_zeros(f, g):
         return Refusal(
             f"the second operator pads by {_size(g.padding)} what the first, a {_size(f.kernel)} "
             f"kernel padded by {_size(f.padding)}, computed: the merged one would read beyond that "
@@ -89,12 +90,14 @@ def _conv_then_conv(f: Conv, g: Conv) -> Operator | Refusal:
         return Refusal(f"{g.padding_mode} padding does not commute with a stride")
     groups = gcd(f.groups, g.groups)
     first, second = regroup(f.weight, f.groups, groups), regroup(g.weight, g.groups, groups)
-    weight, dilation = _merge_kernels(first, second, f, g, groups)
-    # A border means padding, so at most one of the two has one: g pads only behind a pointwise f.
+    merge = partial(merge_kernels, stride=f.stride, dilations=(f.dilation, g.dilation))
+    weight, dilation = merge(first, second, groups)
+    # At most one of the two has a border: it means padding, and g pads only behind a pointwise f
+    # or without a border of its own.
     border = g.border
     if f.border is not None:
         dense = regroup(g.weight, g.groups, 1)
-        border = _merge_kernels(f.border.unsqueeze(1), dense, f, g, 1)[0].squeeze(1)
+        border = merge(f.border.unsqueeze(1), dense, 1)[0].squeeze(1)
     merged = Conv(
         weight=weight,
         bias=g.bias,
@@ -110,6 +113,18 @@ def _conv_then_conv(f: Conv, g: Conv) -> Operator | Refusal:
     return _carry_bias(merged, g, f.bias)
 
 
+def _ends_in_zeros(f: Conv, g: Conv) -> bool:
+    """Whether f, read on beyond its output where g pads, is the zeros that g's padding is.
+
+    At a border that f pads by at least its reach, all that lies beyond reads padding alone.
+    """
+    modes = {op.padding_mode for op in (f, g) if op.is_padded}
+    if f.bias is not None or g.border is not None or modes != {"zeros"}:
+        return False
+    axes = zip(f.padding, reach_of(f), g.padding, strict=True)
+    return all(p1 >= reach or p2 == 0 for p1, reach, p2 in axes)
+
+
 def _carry_bias(merged: Conv, g: Conv, shift: Tensor | None) -> Conv:
     """Add what `shift`, [Cin of g], becomes behind g: a bias, or a border where g pads with zeros.
 
@@ -122,38 +137,6 @@ def _carry_bias(merged: Conv, g: Conv, shift: Tensor | None) -> Conv:
         return replace(merged, border=taps if merged.border is None else merged.border + taps)
     bias = taps.reshape(g.out_channels, -1).sum(1)
     return replace(merged, bias=nonzero(bias if merged.bias is None else merged.bias + bias))
-
-
-def _merge_kernels(
-    first: Tensor, second: Tensor, f: Conv, g: Conv, groups: int
-) -> tuple[Tensor, tuple[int, ...]]:
-    """The merged kernel [Cout, Cin / groups, *k] and its dilation.
-
-    Taps lie at s1 d2 a + d1 b; their greatest common step is kept as a dilation.
-    """
-    rank = f.rank
-    w1, w2 = in_groups(first, groups), in_groups(second, groups)
-    outer = [s1 * d2 for s1, d2 in zip(f.stride, g.dilation, strict=True)]
-    size, dilation = [], []
-    for axis in range(rank):
-        k1, k2 = first.shape[2 + axis], second.shape[2 + axis]
-        reach = f.dilation[axis] * (k1 - 1) + outer[axis] * (k2 - 1)
-        step = gcd(f.dilation[axis] * (k1 > 1), outer[axis] * (k2 > 1)) or 1
-        size.append(reach // step + 1)
-        dilation.append(step)
-    merged = w1.new_zeros(groups, w2.shape[1], w1.shape[2], *size)
-    w1_flat = w1.flatten(2)
-    spread = tuple(max(d // step, 1) for d, step in zip(f.dilation, dilation, strict=True))
-    for tap in product(*map(range, second.shape[2:])):
-        window: list[Any] = [...]
-        for axis, place in enumerate(tap):
-            start = outer[axis] * place // dilation[axis]
-            last = start + (first.shape[2 + axis] - 1) * spread[axis]
-            window.append(slice(start, last + 1, spread[axis]))
-        at_tap: tuple[Any, ...] = (..., *tap)
-        term = w2[at_tap] @ w1_flat
-        merged[tuple(window)] += term.reshape(*term.shape[:2], *w1.shape[2:])
-    return merged.flatten(0, 1), tuple(dilation)
 
 
 def _size(values: tuple[int, ...]) -> str:

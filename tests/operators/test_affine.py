@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -13,8 +14,11 @@ from hypothesis import strategies as st
 from strategies import CHANNELS, MODES, images, scale_shifts
 from torch import nn
 
+from fxreduce.operators.add import add
 from fxreduce.operators.affine import (
     Conv,
+    Operator,
+    Refusal,
     ScaleShift,
     apply,
     identity,
@@ -23,6 +27,7 @@ from fxreduce.operators.affine import (
     nonzero,
     on_meta,
 )
+from fxreduce.operators.compose import compose
 
 SIZES = ((11,), (7, 10), (5, 4, 6))
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -160,3 +165,14 @@ def test_zeros_are_no_tensor_and_on_the_meta_device_nothing_is_known() -> None:
     assert nonzero(meta := zeros.to("meta")) is meta
     assert not ScaleShift(one, zeros, 1).has_shift
     assert ScaleShift(meta, meta, 1).has_shift
+
+
+@pytest.mark.parametrize("merge", [compose, add])
+def test_a_number_on_the_cpu_goes_to_where_the_weights_are(
+    merge: Callable[[Operator, Operator], Operator | Refusal],
+) -> None:
+    weights = on_meta(Conv(torch.zeros(2, 2, 1)))  # stands for any other device
+    for pair in ((weights, identity(2, 1)), (identity(2, 1), weights)):
+        merged = merge(*pair)
+        assert isinstance(merged, Conv)
+        assert merged.weight.is_meta

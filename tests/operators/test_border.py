@@ -79,7 +79,7 @@ def test_outputs_in_no_strip_read_only_what_was_computed(data: st.DataObject) ->
         (
             conv(4, 4, 3, transposed=True),
             conv(4, 4, 3, padding=(1,)),
-            "transposed",
+            "a transposed convolution writes",
         ),
     ],
 )

@@ -127,7 +127,7 @@ def test_a_module_that_is_called_twice_moves_with_one_call() -> None:
             "the bias of norm would count where the average counts padding or has a divisor",
         ),
         (lambda m, x: (y := m.norm(x)).mean((2, 3)) + y.sum(), "norm has 2 readers"),
-        (lambda m, x: m.pool(x * 2), "single numbers do not tell"),
+        (lambda m, x: m.pool(x * 2), "do not tell how many channels"),
         (lambda m, x: m.pool(m.norm(m.wide(x))), "norm merges with wide before it"),
         (lambda m, x: x.mul_(m.gain).mean((2, 3)), "it overwrites a tensor that others read"),
         (lambda m, x: m.point(x).mean((0, 2)), "a convolution needs the axis over which"),
@@ -223,8 +223,8 @@ def test_random_averages_of_an_exported_model_go_first_exactly(drawn: Pooled) ->
 def test_fusion_ends_with_the_average_first_and_what_can_be_merged_merged() -> None:
     model = randomised(
         nn.Sequential(
-            nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.Tanh(),
-            nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.AvgPool2d(2), nn.Tanh(),
+            nn.Conv2d(4, 64, 3), nn.BatchNorm2d(64), nn.Conv2d(64, 64, 1), nn.BatchNorm2d(64),
+            nn.Tanh(), nn.Conv2d(64, 64, 1), nn.BatchNorm2d(64), nn.AvgPool2d(2), nn.Tanh(),
         )
     )  # fmt: skip
     fused = fxreduce.fuse(model, example_inputs=torch.randn(2, 4, 9, 8, dtype=torch.float64))

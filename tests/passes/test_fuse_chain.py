@@ -53,6 +53,12 @@ def double(*shape: int) -> Tensor:
         ([nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3, padding=1)], [BorderedConv]),
         ([nn.Conv2d(4, 6, 3, 2, 1, groups=2), nn.BatchNorm2d(6, affine=False)], [nn.Conv2d]),
         ([nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, 2), nn.BatchNorm2d(6)], [nn.ConvTranspose2d]),
+        ([nn.ConvTranspose2d(4, 8, 2, 2), nn.Conv2d(8, 2, 1)], [nn.ConvTranspose2d]),
+        ([nn.Conv2d(4, 8, 1, bias=False), nn.ConvTranspose2d(8, 2, 2, 2)], [nn.ConvTranspose2d]),
+        ([nn.Conv2d(4, 6, 3), nn.AvgPool2d(2)], [nn.Conv2d]),
+        ([nn.ZeroPad2d((1, 1, 2, 2)), nn.Conv2d(4, 6, 3, 2)], [nn.Conv2d]),
+        ([nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(4, 6, 3, 2), nn.BatchNorm2d(6)], [nn.Conv2d]),
+        ([nn.AvgPool2d(2), nn.BatchNorm2d(4), nn.Conv2d(4, 9, 1)], [nn.Conv2d]),
         ([nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 2, 1, stride=2)], [nn.Conv2d]),
         ([nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3, groups=4)], [nn.Conv2d]),
         ([nn.BatchNorm2d(4), nn.BatchNorm2d(4)], [ChannelAffine]),
@@ -98,9 +104,24 @@ def test_a_chain_becomes_one_operator(layers: list[nn.Module], after: list[type]
             "merging does not pay: ",
         ),
         (
-            [nn.ConvTranspose2d(4, 4, 2, 2), nn.Conv2d(4, 4, 1)],
-            [nn.ConvTranspose2d, nn.Conv2d],
-            "a transposed convolution merges with scale and shift only",
+            [nn.Conv2d(4, 4, 1), nn.ConvTranspose2d(4, 4, 2, 2)],
+            [nn.Conv2d, nn.ConvTranspose2d],
+            "a bias or shift before a transposed convolution reaches each position by another",
+        ),
+        (
+            [nn.AvgPool2d(5, 1), nn.Conv2d(4, 64, 1)],
+            [nn.AvgPool2d, nn.Conv2d],
+            "merging does not pay: ",
+        ),
+        (
+            [nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(4, 64, 3)],
+            [nn.ZeroPad2d, nn.Conv2d],
+            "merging does not pay: ",
+        ),
+        (
+            [nn.AvgPool2d(2), nn.AvgPool2d(2)],
+            [nn.AvgPool2d, nn.AvgPool2d],
+            "neither has weights",
         ),
         (
             [nn.Conv2d(4, 4, 1), nn.Linear(6, 6)],
@@ -116,6 +137,12 @@ def test_what_is_not_exact_or_does_not_pay_stays_with_the_reason(
     result = check(nn.Sequential(*layers), double(2, channels, 30, 6), after, [reason])
     assert not result.modified
     assert result.refusals[0].where == "0 → 1"
+
+
+def test_a_pooling_or_a_pad_alone_stays_what_it_is() -> None:
+    layers = [nn.ReLU(), nn.AvgPool2d(2), nn.ReLU(), nn.ZeroPad2d(1), nn.ReLU()]
+    result = check(nn.Sequential(*layers), double(2, 3, 4, 6), [*map(type, layers)], [])
+    assert not result.modified
 
 
 def test_operators_that_are_no_neighbours_are_left_alone() -> None:
@@ -193,7 +220,7 @@ def test_numbers_alone_are_not_merged_as_they_do_not_know_their_channels() -> No
     model = Wiring(lambda m, x: ((x - 0.5) / 0.25).sum(-1))
     result = fused(model, double(2, 5))
     assert not result.modified
-    assert "single numbers do not tell" in result.refusals[0].reason
+    assert "neither has weights" in result.refusals[0].reason
     other = double(3, 7)
     assert_close(model(other), result.graph_module(other))
     integers = Wiring(lambda m, x: m.table(x * 2 + 1), table=nn.Embedding(20, 3))

@@ -160,7 +160,7 @@ def test_a_merger_that_costs_more_is_refused_with_both_figures() -> None:
 def test_numbers_alone_are_no_branches() -> None:
     _, result = run(lambda m, x: x * 2 + x, image())
     assert not result.modified
-    assert "single numbers do not tell" in result.refusals[0].reason
+    assert "neither has weights" in result.refusals[0].reason
 
 
 def test_a_bordered_branch_and_the_skip_are_one_bordered_convolution() -> None:

@@ -121,7 +121,7 @@ def test_hooks_keep_their_calls(hooked: str) -> None:
 def test_numbers_alone_stay() -> None:
     result = run(Wiring(lambda m, x: ((y := x * 2.0) + 1.0, y * 3.0)), image())
     assert not result.modified
-    assert all("single numbers" in refusal.reason for refusal in result.refusals)
+    assert all("do not tell how many channels" in refusal.reason for refusal in result.refusals)
 
 
 def test_a_module_that_is_called_twice_keeps_its_weights_for_the_other_call() -> None:

@@ -91,7 +91,7 @@ def test_the_concatenation_stays_and_the_paths_too() -> None:
             "one is read 2 times",
         ),
         (lambda m, x: m.both(torch.cat([y := m.one(x), y], 1)), "one is read 2 times"),
-        (lambda m, x: m.both(torch.cat([x * 2, m.one(x)], 1)), "single numbers do not tell"),
+        (lambda m, x: m.both(torch.cat([x * 2, m.one(x)], 1)), "do not tell how many channels"),
         (
             lambda m, x: m.both(torch.cat([m.one(x), x.mul_(m.small)], 1)),
             "it overwrites a tensor that others read",

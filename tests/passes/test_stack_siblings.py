@@ -121,7 +121,7 @@ def test_a_module_that_is_called_twice_keeps_its_other_call() -> None:
         ),
         (lambda m, x: torch.cat([m.left(x), m.right(x)[..., :3]], 1), None),
         (lambda m, x: torch.cat([m.one(x), torch.tanh(x), m.two(x)], 1), None),
-        (lambda m, x: torch.cat([x * 2, x * 3], 1), "single numbers do not tell"),
+        (lambda m, x: torch.cat([x * 2, x * 3], 1), "do not tell how many channels"),
         (
             lambda m, x: torch.cat([m.norm(x), x.mul_(m.gain)], 1),
             "it overwrites a tensor that others read",
