@@ -11,7 +11,7 @@ STAMP   := $(VENV)/.fxreduce-installed
 PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types docs zoo fuzz bench-calibration bench-fusion bench-scale
+.PHONY: help demo test check lint types docs zoo fuzz bench-calibration bench-fusion bench-scale bench-cost
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 24
@@ -50,6 +50,9 @@ bench-fusion: $(STAMP) ## time merged models against deleted ones with batch-nor
 
 bench-scale: $(STAMP) ## time the merging passes on graphs of growing size
 	$(BIN)/python benchmarks/scale.py
+
+bench-cost: $(STAMP) ## compare what a cost model says of operators with the time they take
+	$(BIN)/python benchmarks/cost_model.py
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \
