@@ -151,14 +151,14 @@ class Aliases:
 def _may_alias_inputs(graph_module: GraphModule, node: Node) -> bool:
     module = module_of(graph_module, node)
     if module is not None:
-        return not _makes_fresh(module)
+        return not makes_fresh(module)
     if reads_facts(node):
         return False
     name = operation(node)
     return name is None or _may_view(name)
 
 
-def _makes_fresh(module: nn.Module) -> bool:
+def makes_fresh(module: nn.Module) -> bool:
     """Whether the module, which does not work in place, returns memory of its own."""
     if isinstance(module, (BorderedConv, BorderCorrectedConv, ChannelAffine)):
         return True

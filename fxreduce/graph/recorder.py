@@ -12,7 +12,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import Argument, Target, map_arg
 
-from fxreduce.graph.aliases import Aliases
+from fxreduce.graph.aliases import Aliases, makes_fresh
 from fxreduce.graph.nodes import SHAPE, module_path
 from fxreduce.graph.paths import Paths
 
@@ -82,6 +82,8 @@ class Recorder:
         path = self._free_path(nodes)
         self._set_module(path, module)
         merged = self._new("call_module", path, (given,), {}, nodes[0])
+        if not makes_fresh(module):
+            self._aliases = None
         if self._aliases is not None:
             self._aliases.add(merged, place_of=nodes[0], memory_of=nodes[-1])
         merged.meta = dict(nodes[-1].meta)
@@ -217,7 +219,7 @@ class Recorder:
         """The path of the first module among `nodes` if nothing else uses it, or one like it."""
         if self._paths is None:
             self._paths = Paths(self.graph_module.graph.nodes)
-        own = (*nodes, *_own_constants(nodes))
+        own = {node for node in nodes if node.op == "call_module"} | _own_constants(nodes)
         for node in own:
             self._paths.remove(node)
         called = self._paths.is_called

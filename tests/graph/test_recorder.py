@@ -254,3 +254,11 @@ def test_any_other_edit_lets_the_aliases_be_built_again() -> None:
         before = recorder.aliases
         edit()
         assert recorder.aliases is not before
+
+
+def test_merging_into_a_module_that_may_return_its_input_builds_the_aliases_again() -> None:
+    recorder = Recorder(capture(InPlaceStream().eval()), "test")
+    at = {node.name: node for node in recorder.nodes}
+    assert not recorder.aliases.share_memory(at["one"], at["tanh"])
+    merged = recorder.merge([at["one"]], at["tanh"], nn.Identity(), "why")
+    assert recorder.aliases.share_memory(merged, at["tanh"])

@@ -28,8 +28,8 @@ class Entry:
 
 
 ZOO = {
-    # A layer scale stands behind a permute, which parts it from the Linear.
-    "convnext_tiny": Entry(models.convnext_tiny, (1, 3, 32, 32), (77, 77)),
+    # Each layer scale goes through a permute into the Linear before it.
+    "convnext_tiny": Entry(models.convnext_tiny, (1, 3, 32, 32), (77, 59)),
     "efficientnet_b0": Entry(models.efficientnet_b0, (2, 3, 32, 32), (131, 82)),
     "regnet_y_400mf": Entry(models.regnet_y_400mf, (2, 3, 32, 32), (139, 86)),
     # The first batch-norm of a layer stands between a cat and a rectifier.
