@@ -21,8 +21,8 @@ from fxreduce.graph.nodes import (
     operation,
     shape_of,
 )
-from fxreduce.operators.affine import Conv, Refusal
-from fxreduce.operators.pooling import depthwise, window_for
+from fxreduce.operators.affine import Operator, Refusal
+from fxreduce.operators.pooling import averaging, window_for
 from fxreduce.operators.setting import Setting
 
 _AVERAGE = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
@@ -68,7 +68,7 @@ class MeanPooling:
         """Whether the averaged axes are of length one behind it, for every input."""
         return set(self.size) == {1}
 
-    def on(self, channel: int, setting: Setting) -> tuple[Conv, Setting]:
+    def on(self, channel: int, setting: Setting) -> tuple[Operator, Setting]:
         """The operator that averages such an input, and the setting in which it does so.
 
         Args:
@@ -77,17 +77,17 @@ class MeanPooling:
         shape, channels = setting.shape, setting.shape[channel]
         if self.kernel:
             windows = zip(self.kernel, self.stride, self.padding, strict=True)
-            return depthwise(channels, list(windows)), setting
+            return averaging(channels, list(windows)), setting
         lengths = [shape[axis] for axis in self.axes]
         if self.axes != tuple(range(channel + 1, 0)):
             # Axes that lie anywhere: as one axis behind the channels.
             area = prod(lengths)
             rest = prod(shape) // max(channels * area, 1)
             moved = replace(setting, shape=(rest, channels, area))
-            return depthwise(channels, [(area, 1, 0)]), moved
+            return averaging(channels, [(area, 1, 0)]), moved
         targets = zip(lengths, self.size, strict=True)
         windows_for = [window_for(n, n if target is None else target) for n, target in targets]
-        return depthwise(channels, windows_for), setting
+        return averaging(channels, windows_for), setting
 
     def after(self, channel: int, setting: Setting) -> Setting:
         """The setting of what follows the pooling."""
@@ -101,14 +101,35 @@ class MeanPooling:
         return replace(setting, shape=tuple(shape[axis] for axis in kept))
 
 
+def window_options(graph_module: GraphModule, node: Node) -> tuple[int, dict[str, Any]] | None:
+    """The spatial rank of the windowed mean pooling that the node calls, and torch's options of it.
+
+    None where the node calls something else.
+    """
+    module = module_of(graph_module, node)
+    if module is not None:
+        for rank, average in enumerate(_AVERAGE, 1):
+            if implements(module, average, ("forward",)):
+                return rank, {k: getattr(module, k, default) for k, default in _WINDOWED.items()}
+        return None
+    found = _FUNCTION.fullmatch(operation(node) or "")
+    if found is None or found[1]:
+        return None
+    options = enumerate(_WINDOWED.items(), 1)
+    return int(found[2]), {
+        name: argument(node, place, name, default) for place, (name, default) in options
+    }
+
+
 def read_mean_pooling(graph_module: GraphModule, node: Node) -> MeanPooling | Refusal | None:
     """The averaging that the node calls, if any; a refusal where rewrites may not touch it."""
     module = module_of(graph_module, node)
     given = argument(node, 0, "input", node.kwargs.get("self"))
     if not isinstance(given, Node):
         return None
+    windowed = window_options(graph_module, node)
     if module is not None:
-        read = _module(module, node, given)
+        read = _windowed(node, given, *windowed) if windowed else _module(module, node, given)
         if read is not None and has_hooks(module):
             return Refusal(f"{node.target} has forward hooks, which would see other values")
         return read
@@ -117,26 +138,18 @@ def read_mean_pooling(graph_module: GraphModule, node: Node) -> MeanPooling | Re
         return None
     if name == "mean":
         return _mean(graph_module, node, given)
+    if windowed:
+        return _windowed(node, given, *windowed)
     found = _FUNCTION.fullmatch(name)
     if found is None:
         return None
-    rank = int(found[2])
-    if found[1]:
-        return _adaptive(node, given, rank, argument(node, 1, "output_size"))
-    values = {
-        option: argument(node, place, option, default)
-        for place, (option, default) in enumerate(_WINDOWED.items(), 1)
-    }
-    return _windowed(node, given, rank, values)
+    return _adaptive(node, given, int(found[2]), argument(node, 1, "output_size"))
 
 
 def _module(module: nn.Module, node: Node, given: Node) -> MeanPooling | None:
-    for rank, (adaptive, average) in enumerate(zip(_ADAPTIVE, _AVERAGE, strict=True), 1):
+    for rank, adaptive in enumerate(_ADAPTIVE, 1):
         if implements(module, adaptive, ("forward",)):
             return _adaptive(node, given, rank, module.output_size)
-        if implements(module, average, ("forward",)):
-            values = {name: getattr(module, name, default) for name, default in _WINDOWED.items()}
-            return _windowed(node, given, rank, values)
     return None
 
 

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from strategies import groups_and_width, tensors
 
 from fxreduce.operators.affine import Conv, ScaleShift, apply
-from fxreduce.operators.pooling import depthwise, has_bias, is_pointwise, on_rank, window_for
+from fxreduce.operators.pooling import averaging, has_bias, is_pointwise, on_rank, window_for
 from fxreduce.operators.setting import output_shape
 
 
 @given(st.integers(1, 40), st.integers(1, 40))
 def test_a_window_makes_an_axis_as_long_as_it_shall_be(length: int, target: int) -> None:
-    conv = depthwise(3, [window_for(length, target)])
+    conv = averaging(3, [window_for(length, target)])
     assert output_shape(conv, (1, 3, length)) == (1, 3, target)
 
 

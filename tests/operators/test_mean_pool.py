@@ -12,7 +12,7 @@ from strategies import CHANNELS, convs, images, windows
 
 from fxreduce.operators.affine import Conv, Refusal, apply
 from fxreduce.operators.compose import compose
-from fxreduce.operators.pool import mean_pool
+from fxreduce.operators.pooling import mean_pool
 
 POOLS = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 
