@@ -58,14 +58,14 @@ class CommutePooling:
     def run(self, graph_module: GraphModule) -> PassResult:
         recorder = Recorder(graph_module, self.name)
         for node in recorder.nodes:
-            found = match(recorder.graph_module, node)
+            found = match(recorder, node)
             while isinstance(found, Match):
                 reason = self._refusal(recorder.graph_module, found)
                 if reason is not None:
                     found = reason
                     break
                 # What stands before the operator may be pointwise too.
-                found = match(recorder.graph_module, _commute(recorder, found))
+                found = match(recorder, _commute(recorder, found))
             if isinstance(found, Refusal):
                 recorder.refuse(label(node), found.reason)
         return PassResult.of(recorder)
@@ -89,8 +89,9 @@ class CommutePooling:
         return None
 
 
-def match(graph_module: GraphModule, node: Node) -> Match | Refusal | None:
+def match(recorder: Recorder, node: Node) -> Match | Refusal | None:
     """The pointwise operator whose output the node averages; None where there is none."""
+    graph_module = recorder.graph_module
     pooling = read_mean_pooling(graph_module, node)
     if pooling is None:
         return None
@@ -104,7 +105,9 @@ def match(graph_module: GraphModule, node: Node) -> Match | Refusal | None:
     right = tuple(range(-operator.rank, 0))
     if -operator.rank - 1 in pooling.axes or not (pooling.is_global or pooling.axes == right):
         return None
-    return _hazard(graph_module, call, pooling) or Match(call, pooling, _rank_behind(call, pooling))
+    return _hazard(recorder.aliases, call, pooling) or Match(
+        call, pooling, _rank_behind(call, pooling)
+    )
 
 
 def _rank_behind(call: AffineCall, pooling: MeanPooling) -> int:
@@ -112,7 +115,7 @@ def _rank_behind(call: AffineCall, pooling: MeanPooling) -> int:
     return call.operator.rank - sum(axis >= -call.operator.rank for axis in gone)
 
 
-def _hazard(graph_module: GraphModule, call: AffineCall, pooling: MeanPooling) -> Refusal | None:
+def _hazard(aliases: Aliases, call: AffineCall, pooling: MeanPooling) -> Refusal | None:
     """Why the two calls cannot change places, if they cannot."""
     if len(call.node.users) > 1:
         return Refusal(f"{label(call.node)} has {len(call.node.users)} readers")
@@ -127,7 +130,7 @@ def _hazard(graph_module: GraphModule, call: AffineCall, pooling: MeanPooling) -
     loses_batch = not pooling.keeps_axes and min(pooling.axes) < -operator.rank - 1
     if isinstance(operator, Conv) and rank and loses_batch:
         return Refusal("a convolution needs the axis over which the average is taken")
-    return hazard(Aliases(graph_module), call)
+    return hazard(aliases, call)
 
 
 def _absorber(graph_module: GraphModule, call: AffineCall, model: CostModel) -> Node | None:

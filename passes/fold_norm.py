@@ -62,7 +62,7 @@ class FoldNorm:
     def run(self, graph_module: GraphModule) -> PassResult:
         recorder = Recorder(graph_module, self.name)
         for node in recorder.nodes:
-            found = match(recorder.graph_module, node)
+            found = match(recorder, node)
             if isinstance(found, Refusal):
                 recorder.refuse(label(node), found.reason)
             elif found is not None:
@@ -70,12 +70,13 @@ class FoldNorm:
         return PassResult.of(recorder)
 
 
-def match(graph_module: GraphModule, node: Node) -> Match | Refusal | None:
+def match(recorder: Recorder, node: Node) -> Match | Refusal | None:
     """The norm that the node calls, with its readers; None where it has no affine part."""
+    graph_module = recorder.graph_module
     norm = read_norm(graph_module, node)
     if norm is None or isinstance(norm, Refusal):
         return norm
-    aliases = Aliases(graph_module)
+    aliases = recorder.aliases
     if changed := aliases.changed_constant(node):
         return Refusal(f"the graph overwrites {changed.target}, which it reads")
     readers: list[Reader] = []

@@ -59,7 +59,7 @@ class FoldScale:
     def run(self, graph_module: GraphModule) -> PassResult:
         recorder = Recorder(graph_module, self.name)
         for node in recorder.nodes:
-            found = match(recorder.graph_module, node)
+            found = match(recorder, node)
             reason = self._obstacle(found) if isinstance(found, Match) else found
             if reason is not None:
                 recorder.refuse(label(node), reason.reason)
@@ -81,8 +81,9 @@ class FoldScale:
         return None
 
 
-def match(graph_module: GraphModule, node: Node) -> Match | Refusal | None:
+def match(recorder: Recorder, node: Node) -> Match | Refusal | None:
     """The scale-shift that the node calls, and what takes it up: above it, or else below."""
+    graph_module = recorder.graph_module
     scale = read_affine(graph_module, node)
     if not isinstance(scale, AffineCall) or not isinstance(scale.operator, ScaleShift):
         return None
@@ -90,7 +91,7 @@ def match(graph_module: GraphModule, node: Node) -> Match | Refusal | None:
     found = above if isinstance(above, Match) or below is None else below
     if not isinstance(found, Match):
         return found
-    return _hazard(graph_module, found) or found
+    return _hazard(recorder.aliases, found) or found
 
 
 def _above(graph_module: GraphModule, scale: AffineCall) -> Match | Refusal | None:
@@ -156,9 +157,8 @@ def _views_after(graph_module: GraphModule, node: Node) -> bool:
     return any(operation(later) == "view" for later in nodes[nodes.index(node) :])
 
 
-def _hazard(graph_module: GraphModule, found: Match) -> Refusal | None:
+def _hazard(aliases: Aliases, found: Match) -> Refusal | None:
     """Why folding would change what other nodes read, or freeze what changes, if so."""
-    aliases = Aliases(graph_module)
     if like_of((found.scale, found.into)) is None:
         return Refusal(NUMBERS_ALONE)
     if reason := hazard(aliases, found.scale) or hazard(aliases, found.into):

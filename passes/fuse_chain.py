@@ -91,8 +91,7 @@ def find_chains(recorder: Recorder) -> Iterator[Chain]:
 
 def _readable_calls(recorder: Recorder) -> dict[Node, AffineCall]:
     """The affine calls of the graph; reasons go to the record where one cannot be read."""
-    graph_module, calls = recorder.graph_module, {}
-    aliases = Aliases(graph_module)
+    graph_module, aliases, calls = recorder.graph_module, recorder.aliases, {}
     for node in recorder.nodes:
         call = read_affine(graph_module, node)
         if isinstance(call, Refusal):

@@ -19,7 +19,6 @@ from typing import ClassVar
 from torch.fx import GraphModule, Node
 
 from fxreduce.graph.affine import AffineCall, like_of, read_affine
-from fxreduce.graph.aliases import Aliases
 from fxreduce.graph.layout import flattens
 from fxreduce.graph.modules import to_module
 from fxreduce.graph.nodes import argument, has_hooks, label, module_of, shape_of
@@ -55,7 +54,7 @@ class FuseFlatten:
     def run(self, graph_module: GraphModule) -> PassResult:
         recorder = Recorder(graph_module, self.name)
         for node in recorder.nodes:
-            found = match(recorder.graph_module, node)
+            found = match(recorder, node)
             if isinstance(found, Match):
                 found = self._refusal(found) or found
             if isinstance(found, Refusal):
@@ -79,8 +78,9 @@ class FuseFlatten:
         return None
 
 
-def match(graph_module: GraphModule, node: Node) -> Match | Refusal | None:
+def match(recorder: Recorder, node: Node) -> Match | Refusal | None:
     """The operators around a flattening, of which the node calls the second; None without them."""
+    graph_module = recorder.graph_module
     if not any(flattens(graph_module, given) for given in node.all_input_nodes):
         return None
     second = read_affine(graph_module, node)
@@ -103,7 +103,7 @@ def match(graph_module: GraphModule, node: Node) -> Match | Refusal | None:
         return Refusal(f"{label(flatten)} has forward hooks, which would see other values")
     if like_of((first, second)) is None:
         return Refusal(NUMBERS_ALONE)
-    aliases = Aliases(graph_module)
+    aliases = recorder.aliases
     found = Match(first, flatten, second)
     return hazard(aliases, first) or hazard(aliases, second) or found
 

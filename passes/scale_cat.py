@@ -50,7 +50,7 @@ class ScaleCat:
     def run(self, graph_module: GraphModule) -> PassResult:
         recorder = Recorder(graph_module, self.name)
         for node in recorder.nodes:
-            found = match(recorder.graph_module, node)
+            found = match(recorder, node)
             reason = self._refusal(found) if isinstance(found, Match) else found
             if reason is not None:
                 recorder.refuse(label(node), reason.reason)
@@ -69,8 +69,9 @@ class ScaleCat:
         return Refusal(not_cheaper(merged, apart, self.cost.name)) if merged > apart else None
 
 
-def match(graph_module: GraphModule, node: Node) -> Match | Refusal | None:
+def match(recorder: Recorder, node: Node) -> Match | Refusal | None:
     """The scale-shift over a concatenation that the node calls; None where it calls none."""
+    graph_module = recorder.graph_module
     behind = affine_behind(graph_module, node)
     if behind is None:
         return None
@@ -89,16 +90,15 @@ def match(graph_module: GraphModule, node: Node) -> Match | Refusal | None:
         return spans
     parts = [columns(scale, [span]) for span in spans]
     pairs = tuple(zip(producers, parts, strict=True))
-    return _hazard(graph_module, call, whole, producers) or Match(call, whole, pairs)
+    return _hazard(recorder.aliases, call, whole, producers) or Match(call, whole, pairs)
 
 
 def _hazard(
-    graph_module: GraphModule, call: AffineCall, whole: Concatenation, producers: list[AffineCall]
+    aliases: Aliases, call: AffineCall, whole: Concatenation, producers: list[AffineCall]
 ) -> Refusal | None:
     """Why the scale-shift cannot move without changing what others read, if it cannot."""
     if len(whole.node.users) > 1:
         return Refusal(f"{label(whole.node)} has {len(whole.node.users)} readers")
-    aliases = Aliases(graph_module)
     for each in (call, *producers):
         if reason := hazard(aliases, each):
             return reason

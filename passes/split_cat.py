@@ -62,7 +62,7 @@ class SplitCat:
     def run(self, graph_module: GraphModule) -> PassResult:
         recorder = Recorder(graph_module, self.name)
         for node in recorder.nodes:
-            found = match(recorder.graph_module, node)
+            found = match(recorder, node)
             if isinstance(found, Match):
                 chosen = self._choose(found)
                 if isinstance(chosen, Refusal):
@@ -108,8 +108,9 @@ class SplitCat:
         return self.cost.cost(copied, setting) if len(places) > 1 else 0.0
 
 
-def match(graph_module: GraphModule, node: Node) -> Match | Refusal | None:
+def match(recorder: Recorder, node: Node) -> Match | Refusal | None:
     """The pointwise operator over a concatenation that the node calls; None where it calls none."""
+    graph_module = recorder.graph_module
     behind = affine_behind(graph_module, node)
     if behind is None:
         return None
@@ -129,7 +130,7 @@ def match(graph_module: GraphModule, node: Node) -> Match | Refusal | None:
     if joined.groups > 1:
         return Refusal(f"it has {joined.groups} groups, which operands may lie across")
     spans = whole.spans(graph_module, joined.in_channels)
-    aliases = Aliases(graph_module)
+    aliases = recorder.aliases
     if reason := hazard(aliases, call):
         return reason
     if isinstance(spans, Refusal):

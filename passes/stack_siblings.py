@@ -73,7 +73,7 @@ class StackSiblings:
         for operand in whole.operands:
             call = whole.producer(recorder.graph_module, operand)
             part = Part((operand,), () if call is None else (call,))
-            found = match(recorder.graph_module, whole, parts[-1], part) if parts else None
+            found = match(recorder.aliases, whole, parts[-1], part) if parts else None
             if isinstance(found, Part):
                 found = self._refusal(whole, parts[-1], part, found) or found
             if isinstance(found, Part):
@@ -98,14 +98,12 @@ class StackSiblings:
         return None
 
 
-def match(
-    graph_module: GraphModule, whole: Concatenation, f: Part, g: Part
-) -> Part | Refusal | None:
+def match(aliases: Aliases, whole: Concatenation, f: Part, g: Part) -> Part | Refusal | None:
     """Both parts as one; None where they are no operators over one input."""
     calls = (*f.calls, *g.calls)
     if not (f.calls and g.calls) or f.calls[0].input is not g.calls[0].input:
         return None
-    if reason := _hazard(graph_module, whole, calls):
+    if reason := _hazard(aliases, whole, calls):
         return reason
     stacked = stack(f.operator, g.operator)
     if isinstance(stacked, Refusal):
@@ -114,12 +112,11 @@ def match(
 
 
 def _hazard(
-    graph_module: GraphModule, whole: Concatenation, calls: tuple[AffineCall, ...]
+    aliases: Aliases, whole: Concatenation, calls: tuple[AffineCall, ...]
 ) -> Refusal | None:
     """Why stacking would change what other nodes read, if it would."""
     if like_of(calls) is None:
         return Refusal(NUMBERS_ALONE)
-    aliases = Aliases(graph_module)
     for call in calls:
         if reason := whole.other_readers(call.node) or hazard(aliases, call):
             return reason
