@@ -30,7 +30,7 @@ from fxreduce.operators.compose import compose
 from fxreduce.operators.cost import CostModel, FlopsCost, chain_cost
 from fxreduce.operators.pooling import has_bias, is_pointwise, on_rank
 from fxreduce.passes.base import PassResult
-from fxreduce.passes.fuse_chain import NUMBERS_ALONE, hazard, not_cheaper
+from fxreduce.passes.reasons import NUMBERS_ALONE, hazard, not_cheaper
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from fxreduce.graph.structure import Carried, carry, is_structural
 from fxreduce.operators.affine import Conv, Operator, Refusal, ScaleShift
 from fxreduce.operators.compose import compose
 from fxreduce.passes.base import PassResult
-from fxreduce.passes.fuse_chain import hazard
+from fxreduce.passes.reasons import hazard
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from fxreduce.operators.affine import Operator, Refusal, ScaleShift, on_meta
 from fxreduce.operators.compose import compose
 from fxreduce.operators.cost import CostModel, FlopsCost
 from fxreduce.passes.base import PassResult
-from fxreduce.passes.fuse_chain import NUMBERS_ALONE, hazard, not_cheaper
+from fxreduce.passes.reasons import NUMBERS_ALONE, hazard, not_cheaper
 
 _SLICES = {"getitem", "select", "slice", "narrow"}
 

@@ -22,7 +22,6 @@ from typing import ClassVar
 from torch.fx import GraphModule, Node
 
 from fxreduce.graph.affine import AffineCall, like_of, read_affine
-from fxreduce.graph.aliases import Aliases
 from fxreduce.graph.modules import to_module
 from fxreduce.graph.nodes import label
 from fxreduce.graph.recorder import Recorder
@@ -32,14 +31,11 @@ from fxreduce.operators.compose import compose
 from fxreduce.operators.cost import CostModel, FlopsCost, chain_cost, costs
 from fxreduce.operators.setting import Setting, settings_along
 from fxreduce.passes.base import PassResult
+from fxreduce.passes.reasons import NUMBERS_ALONE, hazard, not_cheaper
 
 Chain = tuple[AffineCall, ...]
 # Operators that one step merges at most; no known block of a network has as many.
 LONGEST_PART = 16
-NUMBERS_ALONE = (
-    "neither has weights, and numbers, poolings and pads do not tell how many channels of which "
-    "dtype they will meet"
-)
 
 
 @dataclass(frozen=True)
@@ -103,15 +99,6 @@ def _readable_calls(recorder: Recorder) -> dict[Node, AffineCall]:
             else:
                 recorder.refuse(label(node), reason.reason)
     return calls
-
-
-def hazard(aliases: Aliases, call: AffineCall) -> Refusal | None:
-    """Why merging the call would change what other nodes read, or freeze what changes, if so."""
-    if aliases.others_see(call.node):
-        return Refusal("it overwrites a tensor that others read")
-    if changed := aliases.changed_constant(call.node):
-        return Refusal(f"the graph overwrites {changed.target}, which it reads")
-    return None
 
 
 def cheapest_cut(chain: Chain, model: CostModel) -> Cut:
@@ -178,20 +165,6 @@ def _reason_apart(
         return merged.reason
     together = chain_cost((merged,), setting, model)
     return not_cheaper(together, chain_cost(operators, setting, model), model.name)
-
-
-def not_cheaper(merged: float, apart: float, unit: str) -> str:
-    """The reason for a merge that does not pay, with both figures."""
-    return f"merging does not pay: {_short(merged)} merged, {_short(apart)} apart ({unit})"
-
-
-def _short(figure: float) -> str:
-    """Four digits of a figure, with a suffix for thousands, millions and so on."""
-    for suffix in ("", " k", " M", " G"):
-        if abs(figure) < 1000:
-            return f"{figure:.4g}{suffix}"
-        figure /= 1000
-    return f"{figure:.4g} T"
 
 
 def _fold(operators: list[Operator]) -> Operator:

@@ -28,7 +28,7 @@ from fxreduce.operators.affine import Conv, Refusal, on_meta
 from fxreduce.operators.border import compose_inside, strip_calls
 from fxreduce.operators.cost import CostModel, FlopsCost, costs
 from fxreduce.passes.base import PassResult
-from fxreduce.passes.fuse_chain import hazard, not_cheaper
+from fxreduce.passes.reasons import hazard, not_cheaper
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from fxreduce.operators.affine import Refusal, on_meta
 from fxreduce.operators.compose import compose
 from fxreduce.operators.cost import CostModel, FlopsCost, costs
 from fxreduce.passes.base import PassResult
-from fxreduce.passes.fuse_chain import NUMBERS_ALONE, hazard, not_cheaper
+from fxreduce.passes.reasons import NUMBERS_ALONE, hazard, not_cheaper
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from fxreduce.operators.columns import Span, columns
 from fxreduce.operators.compose import compose
 from fxreduce.operators.cost import CostModel, FlopsCost
 from fxreduce.passes.base import PassResult
-from fxreduce.passes.fuse_chain import hazard, not_cheaper
+from fxreduce.passes.reasons import hazard, not_cheaper
 
 
 @dataclass(frozen=True)

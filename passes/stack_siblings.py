@@ -27,7 +27,7 @@ from fxreduce.operators.affine import Operator, Refusal, identity, on_meta
 from fxreduce.operators.cost import CostModel, FlopsCost
 from fxreduce.operators.stack import stack
 from fxreduce.passes.base import PassResult
-from fxreduce.passes.fuse_chain import NUMBERS_ALONE, hazard, not_cheaper
+from fxreduce.passes.reasons import NUMBERS_ALONE, hazard, not_cheaper
 
 
 @dataclass(frozen=True)
