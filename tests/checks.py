@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
 from fxreduce.graph.affine import AffineCall, read_affine
+from fxreduce.graph.capture import capture
 from fxreduce.graph.compare import difference
 from fxreduce.operators.affine import Operator, Refusal, apply, in_double
+from fxreduce.passes.base import Pass, PassResult
 
 RELATIVE = 1e-9
 
@@ -105,3 +108,20 @@ def refusals(graph_module: GraphModule) -> dict[str, str]:
     """Why nodes that are affine cannot be merged, by their names."""
     read = {node.name: read_affine(graph_module, node) for node in graph_module.graph.nodes}
     return {name: each.reason for name, each in read.items() if isinstance(each, Refusal)}
+
+
+def rewritten(each: Pass, model: nn.Module, x: Tensor, *, shapes: bool = True) -> PassResult:
+    """What a pass makes of a model, checked: outputs and an overwritten input stay the same.
+
+    Args:
+        shapes: whether the captured graph knows its shapes.
+    """
+    result = each.run(capture(model, x if shapes else None))
+    expected, seen = x.clone(), x.clone()
+    assert_close((model(expected), expected), (result.graph_module(seen), seen))
+    return result
+
+
+def counts(result: PassResult) -> Counter[str]:
+    """How many nodes a pass created, replaced and erased."""
+    return Counter(edit.action for edit in result.edits)

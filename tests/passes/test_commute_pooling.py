@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from checks import assert_close, assert_unchanged, randomised, state
+from checks import assert_close, assert_unchanged, counts, randomised, rewritten, state
 from hypothesis import given, settings
 from strategies import Pooled, pooled
 from torch import Tensor, nn
@@ -50,14 +50,7 @@ def image() -> Tensor:
 
 def run(forward: Forward, x: Tensor, shapes: bool = True) -> tuple[nn.Module, PassResult]:
     model = randomised(Model(forward))
-    result = CommutePooling().run(capture(model, x if shapes else None))
-    expected, seen = x.clone(), x.clone()
-    assert_close((model(expected), expected), (result.graph_module(seen), seen))
-    return model, result
-
-
-def counts(result: PassResult) -> Counter[str]:
-    return Counter(edit.action for edit in result.edits)
+    return model, rewritten(CommutePooling(), model, x, shapes=shapes)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from checks import assert_close, assert_unchanged, randomised, state
+from checks import assert_close, assert_unchanged, counts, randomised, rewritten, state
 from hypothesis import given
 from strategies import Concatenated, concatenated
 from torch import Tensor, nn
@@ -47,16 +47,8 @@ def image() -> Tensor:
 
 
 def run(forward: Forward, shapes: bool = True) -> tuple[nn.Module, PassResult]:
-    x = image()
     model = randomised(Model(forward))
-    result = SplitCat().run(capture(model, x if shapes else None))
-    expected, seen = x.clone(), x.clone()
-    assert_close((model(expected), expected), (result.graph_module(seen), seen))
-    return model, result
-
-
-def counts(result: PassResult) -> Counter[str]:
-    return Counter(edit.action for edit in result.edits)
+    return model, rewritten(SplitCat(), model, image(), shapes=shapes)
 
 
 @pytest.mark.parametrize(

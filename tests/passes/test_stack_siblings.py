@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from checks import assert_close, assert_unchanged, randomised, state
+from checks import assert_close, assert_unchanged, counts, randomised, rewritten, state
 from hypothesis import given, settings
 from strategies import Concatenated, concatenated
 from torch import Tensor, nn
@@ -46,14 +46,7 @@ def image() -> Tensor:
 def run(forward: Forward, x: Tensor | None = None) -> tuple[nn.Module, PassResult]:
     x = image() if x is None else x
     model = randomised(Siblings(forward))
-    result = StackSiblings().run(capture(model, x))
-    expected, seen = x.clone(), x.clone()
-    assert_close((model(expected), expected), (result.graph_module(seen), seen))
-    return model, result
-
-
-def counts(result: PassResult) -> Counter[str]:
-    return Counter(edit.action for edit in result.edits)
+    return model, rewritten(StackSiblings(), model, x)
 
 
 @pytest.mark.parametrize(
