@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fxreduce.errors import UnsupportedError
-from fxreduce.graph.nodes import argument, has_hooks, module_of, operation, tensor_of
+from fxreduce.graph.nodes import has_hooks, module_of, operation, tensor_of
 from fxreduce.operators.affine import Conv, Operator, Refusal
 
 
@@ -87,13 +87,6 @@ def read_affine(graph_module: GraphModule, node: Node) -> AffineCall | Refusal |
 def is_weightless(graph_module: GraphModule, node: Node) -> bool:
     """Whether the node calls what is affine without weights, as a pooling is."""
     return _find(graph_module, node) in _WEIGHTLESS
-
-
-def module_input(node: Node) -> Node | None:
-    """The tensor that a `call_module` node is called with, where it is the only argument."""
-    given = argument(node, 0, "input")
-    alone = len(node.args) + len(node.kwargs) == 1
-    return given if isinstance(given, Node) and alone else None
 
 
 def like_of(calls: Iterable[AffineCall]) -> Tensor | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from fxreduce.graph.affine import module_input, register_operator
+from fxreduce.graph.affine import register_operator
 from fxreduce.graph.modules import to_module
-from fxreduce.graph.nodes import module_of
+from fxreduce.graph.nodes import module_input, module_of
 from fxreduce.operators.affine import Conv, Operator, Refusal, on_meta
 from fxreduce.operators.border import Strip, strip_calls, strips, windows
 from fxreduce.operators.cost import Candidate

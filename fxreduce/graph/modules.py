@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from fxreduce.graph.affine import module_input, register_operator
-from fxreduce.graph.nodes import module_of
+from fxreduce.graph.affine import register_operator
+from fxreduce.graph.nodes import module_input, module_of
 from fxreduce.operators.affine import Conv, Operator, Refusal, ScaleShift, nonzero
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

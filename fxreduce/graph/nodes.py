@@ -77,6 +77,13 @@ def module_of(graph_module: GraphModule, node: Node) -> nn.Module | None:
     return graph_module.get_submodule(str(node.target))
 
 
+def module_input(node: Node) -> Node | None:
+    """The tensor that a `call_module` node is called with, where it is the only argument."""
+    given = argument(node, 0, "input")
+    alone = len(node.args) + len(node.kwargs) == 1
+    return given if isinstance(given, Node) and alone else None
+
+
 def tensor_of(graph_module: GraphModule, value: Any) -> Tensor | None:
     """The parameter, buffer or constant behind a `get_attr` node."""
     if not isinstance(value, Node) or value.op != "get_attr":
@@ -85,6 +92,11 @@ def tensor_of(graph_module: GraphModule, value: Any) -> Tensor | None:
     for part in str(value.target).split("."):
         found = getattr(found, part)
     return found if isinstance(found, Tensor) else None
+
+
+def are_constant(graph_module: GraphModule, *values: Any) -> bool:
+    """Whether each value is None or a parameter, buffer or constant of the graph."""
+    return all(value is None or tensor_of(graph_module, value) is not None for value in values)
 
 
 def implements(module: nn.Module, base: type[nn.Module], methods: Sequence[str]) -> bool:

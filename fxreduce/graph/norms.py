@@ -13,8 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from fxreduce.graph.affine import module_input
-from fxreduce.graph.nodes import argument, has_hooks, implements, module_of, operation, tensor_of
+from fxreduce.graph.nodes import (
+    argument,
+    has_hooks,
+    implements,
+    module_input,
+    module_of,
+    operation,
+    tensor_of,
+)
 from fxreduce.operators.affine import Refusal, ScaleShift
 
 _LAYER_NORMS = ("layer_norm", "native_layer_norm")

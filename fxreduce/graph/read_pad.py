@@ -7,12 +7,13 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from fxreduce.graph.affine import module_input, register_operator
+from fxreduce.graph.affine import register_operator
 from fxreduce.graph.nodes import (
     argument,
     channels_of,
     implements,
     is_whole,
+    module_input,
     module_of,
     operation,
     shape_of,

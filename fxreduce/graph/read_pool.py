@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from fxreduce.graph.affine import module_input, register_operator
+from fxreduce.graph.affine import register_operator
 from fxreduce.graph.nodes import (
     argument,
     channels_of,
     is_whole,
+    module_input,
     module_of,
     per_axis,
 )

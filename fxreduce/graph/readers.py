@@ -8,11 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from fxreduce.graph.affine import Reader, module_input, register_operator
-from fxreduce.graph.layout import channel_axis, trailing_axes
+from fxreduce.graph.affine import Reader, register_operator
+from fxreduce.graph.batch_norms import BATCH_NORMS, read_batch_norm
+from fxreduce.graph.layout import channel_axis
 from fxreduce.graph.nodes import (
+    are_constant,
     argument,
     implements,
+    module_input,
     module_of,
     operation,
     per_axis,
@@ -22,7 +25,6 @@ from fxreduce.graph.nodes import (
 from fxreduce.operators.affine import Conv, Operator, Refusal, ScaleShift, nonzero
 
 Read = tuple[Operator, Node] | Refusal | None
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -59,7 +61,7 @@ def _conv_function(graph_module: GraphModule, node: Node) -> Read:
     ]
     given, weight, bias, *rest = values
     kernel = tensor_of(graph_module, weight)
-    if not isinstance(given, Node) or not _is_constant(graph_module, weight, bias):
+    if not isinstance(given, Node) or not are_constant(graph_module, weight, bias):
         return None
     assert kernel is not None  # as the weight is a constant
     return _conv(given, kernel, tensor_of(graph_module, bias), *rest)
@@ -69,7 +71,7 @@ def _convolution(graph_module: GraphModule, node: Node) -> Read:
     """aten.convolution, whose nine arguments are all given by place."""
     given, weight, bias, stride, padding, dilation, transposed, output_padding, groups = node.args
     kernel = tensor_of(graph_module, weight)
-    if not isinstance(given, Node) or not _is_constant(graph_module, weight, bias):
+    if not isinstance(given, Node) or not are_constant(graph_module, weight, bias):
         return None
     assert kernel is not None  # as the weight is a constant
     return _conv(
@@ -125,79 +127,16 @@ def _linear_module(graph_module: GraphModule, node: Node) -> Read:
 def _linear_function(graph_module: GraphModule, node: Node) -> Read:
     given, weight, bias = (argument(node, i, n) for i, n in enumerate(("input", "weight", "bias")))
     matrix = tensor_of(graph_module, weight)
-    if not isinstance(given, Node) or not _is_constant(graph_module, weight, bias):
+    if not isinstance(given, Node) or not are_constant(graph_module, weight, bias):
         return None
     if matrix is None or matrix.dim() != 2:
         return None
     return Conv(matrix, _given(tensor_of(graph_module, bias))), given
 
 
-def _batch_norm_module(graph_module: GraphModule, node: Node) -> Read:
-    module, given = module_of(graph_module, node), module_input(node)
-    if given is None or not isinstance(module, _BATCH_NORMS):
-        return None
-    if not any(implements(module, base, ("forward",)) for base in _BATCH_NORMS):
-        return Refusal(f"{type(module).__name__} overrides the forward of a batch-norm")
-    if module.training or module.running_mean is None or module.running_var is None:
-        return Refusal("the batch-norm normalises by the batch's own statistics")
-    return _batch_norm(
-        given,
-        _norm_rank(graph_module, module, given),
-        module.running_mean,
-        module.running_var,
-        module.weight,
-        module.bias,
-        module.eps,
-    )
-
-
-def _norm_rank(graph_module: GraphModule, module: nn.Module, given: Node) -> int | None:
-    """Axes right of axis 1: a batch-norm refuses inputs of other ranks than its own."""
-    for cls, rank in ((nn.BatchNorm2d, 2), (nn.BatchNorm3d, 3)):
-        if implements(module, cls, ("_check_input_dim",)):
-            return rank
-    seen = trailing_axes(graph_module, given)
-    # A layer of higher rank before a BatchNorm1d must work on images without a batch axis.
-    return None if seen is not None and seen > 1 and isinstance(module, nn.BatchNorm1d) else seen
-
-
-def _batch_norm_function(graph_module: GraphModule, node: Node) -> Read:
-    """F.batch_norm(input, mean, var, weight, bias, training, momentum, eps); ATen: weight first."""
-    aten = not hasattr(node.target, "__code__")
-    first = ("weight", "bias", "running_mean", "running_var")
-    order = first if aten else (*first[2:], *first[:2])
-    given = argument(node, 0, "input")
-    values = {name: argument(node, place + 1, name) for place, name in enumerate(order)}
-    if not isinstance(given, Node) or not _is_constant(graph_module, *values.values()):
-        return None
-    tensors = {name: tensor_of(graph_module, value) for name, value in values.items()}
-    mean, variance = tensors["running_mean"], tensors["running_var"]
-    if argument(node, 5, "training", False) or mean is None or variance is None:
-        return Refusal("the batch-norm normalises by the batch's own statistics")
-    eps = argument(node, 7, "eps", 1e-5)
-    rank = trailing_axes(graph_module, given)
-    return _batch_norm(given, rank, mean, variance, tensors["weight"], tensors["bias"], eps)
-
-
-def _batch_norm(
-    given: Node,
-    rank: int | None,
-    mean: Tensor,
-    variance: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-) -> Read:
-    if rank is None:
-        return Refusal(
-            "batch-norm normalises axis 1, and nothing tells how many axes its input has; capture "
-            "the model with example inputs"
-        )
-    scale = (variance.detach().double() + eps).rsqrt()
-    if weight is not None:
-        scale = scale * weight.detach()
-    shift = -mean.detach() * scale
-    return ScaleShift(scale, shift if bias is None else shift + bias.detach(), rank), given
+def _batch_norm(graph_module: GraphModule, node: Node) -> Read:
+    call = read_batch_norm(graph_module, node)
+    return call if call is None or isinstance(call, Refusal) else call.operator()
 
 
 def _constant_arithmetic(graph_module: GraphModule, node: Node) -> Read:
@@ -253,19 +192,13 @@ def _per_channel(
     return constant.flatten(), -wide[0] - 1
 
 
-def _is_constant(graph_module: GraphModule, *values: Any) -> bool:
-    """Whether each value is None or a parameter, buffer or constant of the graph."""
-    return all(value is None or tensor_of(graph_module, value) is not None for value in values)
-
-
 _READERS: tuple[tuple[Reader, tuple[type[nn.Module], ...], tuple[str, ...]], ...] = (
     (_conv_module, (*_CONVS, *_TRANSPOSED), ()),
     (_conv_function, (), ("conv1d", "conv2d", "conv3d")),
     (_convolution, (), ("convolution",)),
     (_linear_module, (nn.Linear,), ()),
     (_linear_function, (), ("linear",)),
-    (_batch_norm_module, _BATCH_NORMS, ()),
-    (_batch_norm_function, (), ("batch_norm",)),
+    (_batch_norm, BATCH_NORMS, ("batch_norm",)),
     (
         _constant_arithmetic,
         (),
