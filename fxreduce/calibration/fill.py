@@ -27,12 +27,12 @@ def filling(kind: str, parameters: Mapping[str, float] | None = None) -> Fill | 
 
 
 def _relu() -> Fill:
-    return Fill(lambda z, out: torch.clamp(z, min=0, out=out), square_up_to=inf)
+    return Fill(lambda z, out: torch.clamp(z, min=0, out=out), bound=inf)
 
 
 def _hardtanh(min_val: float = -1.0, max_val: float = 1.0) -> Fill:
-    bound = max_val if min_val == 0 else -inf
-    return Fill(lambda z, out: torch.clamp(z, min_val, max_val, out=out), square_up_to=bound)
+    bound = max_val if min_val == 0 else None
+    return Fill(lambda z, out: torch.clamp(z, min_val, max_val, out=out), bound)
 
 
 def _relu6() -> Fill:

@@ -32,12 +32,12 @@ class Fill:
 
     Attributes:
         write: writes the rectified first argument to the second one, which may be the first.
-        square_up_to: z·ψ(z) = ψ(z)² for every z up to this bound: infinity for ReLU, 6 for ReLU6,
-            minus infinity where there is no such bound.
+        bound: b where ψ(z) = min(max(z, 0), b), so that z·ψ(z) = ψ(z)² + b·max(z − b, 0): infinity
+            for ReLU, 6 for ReLU6, None for rectifiers of another form.
     """
 
     write: Callable[[Tensor, Tensor], object]
-    square_up_to: float = -inf
+    bound: float | None = None
 
 
 # Of each dtype: a factor that lifts every non-zero value at least to the bound, and the bound.
@@ -173,20 +173,24 @@ class BlockSums:
             if self._shifts:
                 u = torch.sub(u, self._shifts[0][index], out=self._like(1, u))
             self._sum_and_square(u, own[1], own[3])
-            squares = fill is not None and not self._shifts and self._is_square(u, fill)
+            bound = None if fill is None or self._shifts else fill.bound
+            if bound is not None:
+                self._sum_beyond(u, bound, own[5])
+            elif fill is not None and u is target:  # which is about to be overwritten
+                u = self._like(1, u).copy_(u)
             if fill is not None:
-                if not squares and u is target:  # which is about to be overwritten
-                    u = self._like(1, u).copy_(u)
                 fill.write(block, target)
             v = rectify(block) if output is None else target
             v = self._widened(v, 2)
             if self._shifts:
                 v = torch.sub(v, self._shifts[1][index], out=self._like(2, v))
             self._sum_and_square(v, own[2], own[4])
-            if squares:
-                self._square_sum(own[4], own[5])
-            else:
+            if bound is None:
                 torch.sum(torch.mul(u, v, out=self._like(0, u)), self.grid.axis, out=own[5])
+            elif self.grid.by_row:
+                own[5].addcmul_(own[4], own[4])
+            else:
+                own[5].add_(own[4])
         return numbers
 
     def per_channel(self, numbers: Tensor) -> Tensor:
@@ -213,11 +217,6 @@ class BlockSums:
         e.clamp_(-self._bound, self._bound / _RATIO)
         torch.sum(e, self.grid.axis, out=cell)
 
-    def _is_square(self, u: Tensor, fill: Fill) -> bool:
-        """Whether u·v is v² all over the block, so that u need not outlive v."""
-        bound = fill.square_up_to
-        return bound == inf or (bound > -inf and bool(u.amax() <= bound))
-
     def _sum_and_square(self, x: Tensor, sums: Tensor, squares: Tensor) -> None:
         """Sums of x and of x² (by row their square roots) of a block."""
         axis = self.grid.axis
@@ -227,12 +226,14 @@ class BlockSums:
         else:
             torch.sum(torch.mul(x, x, out=self._like(0, x)), axis, out=squares)
 
-    def _square_sum(self, squares: Tensor, cell: Tensor) -> None:
-        """The sums of squares from what `_sum_and_square` gives."""
-        if self.grid.by_row:
-            torch.mul(squares, squares, out=cell)
-        else:
-            cell.copy_(squares)
+    def _sum_beyond(self, u: Tensor, bound: float, cell: Tensor) -> None:
+        """Sums of b·max(u − b, 0), what u·v has over v²."""
+        if bound == inf:
+            cell.zero_()
+            return
+        beyond = torch.clamp(u, min=bound, out=self._like(0, u)).sub_(bound)
+        torch.sum(beyond, self.grid.axis, out=cell)
+        cell.mul_(bound)
 
     def _like(self, number: int, block: Tensor) -> Tensor:
         """Scratch memory for a block, which may be shorter than the others."""
