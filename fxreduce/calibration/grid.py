@@ -44,8 +44,14 @@ class Grid:
     fold: tuple[int, int, int]
 
     @classmethod
-    def of(cls, z: Tensor, channel_axis: int) -> Grid | None:
-        """The grid of a tensor; None where its layout has none."""
+    def of(cls, z: Tensor, channel_axis: int, *, parts: int | None = None) -> Grid | None:
+        """The grid of a tensor; None where its layout has none.
+
+        Args:
+            z: the tensor.
+            channel_axis: counted from the right.
+            parts: T; None is the number of threads where that divides the length, else 1.
+        """
         moved = None if z.is_contiguous() else channel_axis
         if moved is not None and not z.movedim(channel_axis, -1).is_contiguous():
             return None
@@ -56,8 +62,9 @@ class Grid:
         by_row = inner >= _SHORT
         width = _longest_part(inner) if by_row else channels * inner
         length = z.numel() // width
-        threads = torch.get_num_threads()
-        parts = threads if length % threads == 0 else 1
+        if parts is None:
+            threads = torch.get_num_threads()
+            parts = threads if length % threads == 0 else 1
         # Half precision is widened to four bytes.
         fitting = BLOCK // (parts * width * max(z.element_size(), 4))
         step = min(fitting, length // parts) if by_row else min(fitting, length // parts, LONGEST)
@@ -101,8 +108,11 @@ class Grid:
         return self._split(rows.reshape(parts, length, 1))
 
     def per_channel(self, numbers: Tensor) -> Tensor:
-        """The reduced numbers of several batches, summed per channel: float64 [batches, C]."""
-        return numbers.reshape(-1, *self.fold).double().sum((1, 3))
+        """Reduced numbers, [..., what `room` has for one kind], summed per channel: [..., C]."""
+        outer, count, inner = self.fold
+        leading = numbers.shape[: -2 if self.by_row else -3]
+        sums = numbers.reshape(*leading, outer, count, inner).sum(-3, dtype=torch.float64)
+        return sums.squeeze(-1) if inner == 1 else sums.sum(-1)
 
     def _split(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.step == self.shape[1]:

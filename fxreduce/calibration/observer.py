@@ -9,13 +9,14 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
+from fxreduce.calibration.batch_norm import BatchNorm
 from fxreduce.calibration.grid import Grid
 from fxreduce.calibration.statistics import ChannelStatistics, Moments, binary_entropy
 from fxreduce.calibration.sums import BlockSums, Fill, Rectify, Shift, whole_sums
 from fxreduce.errors import CalibrationError
 
 # Numbers that wait to be added up together: many batches cost hardly more than one.
-_WAITING = 1 << 16
+_WAITING = 1 << 17
 
 
 class Observer(nn.Module):
@@ -24,7 +25,8 @@ class Observer(nn.Module):
     An observer that `replaces` the rectifier's call returns what the call returns, bit for bit,
     and writes over its input where the call does. Given `fill`, it rectifies every block while it
     has it in cache, so that observing and rectifying share one pass over memory. Any other observer
-    returns its input, and the call follows it. Gradients pass through an observer.
+    returns its input, and the call follows it. Given `norm`, it also takes the place of the
+    batch-norm before the call, and all three share the pass. Gradients pass through an observer.
 
     Args:
         site: name of the rectifier's call.
@@ -34,10 +36,16 @@ class Observer(nn.Module):
             of the pre-activation and must be elementwise.
         moments: whether to take the moments of pre-activation and output.
         fill: the rectifier for blocks, from `fxreduce.calibration.fill.filling`.
-        in_place: whether the call overwrites its input.
+        in_place: whether the observer overwrites its input, as an in-place call does.
+        norm: the batch-norm whose input the observer is fed with; needs `fill`. Its tensors are
+            read when inputs of another shape or layout come, and after `reset`.
 
     Attributes:
         replaces: whether the observer takes the place of the call.
+
+    Raises:
+        CalibrationError: the channel axis is counted from the left, or `rectify` or `fill` is
+            missing where it is needed.
     """
 
     def __init__(
@@ -49,6 +57,7 @@ class Observer(nn.Module):
         moments: bool,
         fill: Fill | None = None,
         in_place: bool = False,
+        norm: BatchNorm | None = None,
     ) -> None:
         super().__init__()
         if channel_axis >= 0:
@@ -60,6 +69,11 @@ class Observer(nn.Module):
             raise CalibrationError(
                 f"the moments of {site} need its rectifier; pass rectify, or moments=False"
             )
+        if norm is not None and (rectify is None or fill is None):
+            raise CalibrationError(
+                f"the batch-norm before {site} can be computed only with a rectifier that is "
+                "applied block by block; pass rectify and fill, or norm=None"
+            )
         self.site = site
         self.channel_axis = channel_axis
         self.moments = moments
@@ -68,6 +82,7 @@ class Observer(nn.Module):
         # In a tuple it is no child: the model owns its rectifiers.
         self._rectify: tuple[Rectify, ...] = () if rectify is None else (rectify,)
         self._fill = fill if self.replaces else None
+        self._norm = norm
         self.reset()
 
     def reset(self) -> None:
@@ -89,24 +104,32 @@ class Observer(nn.Module):
                 batches before, or no floating-point numbers.
         """
         if torch.is_grad_enabled() and z.requires_grad:
-            with torch.no_grad():
-                self._prepare(z, None)
-                self._sums = None
-                self._whole(z.detach())
-            if not self.replaces:
-                return z
-            return z.copy_(self._rectified(z.clone())) if self.in_place else self._rectified(z)
+            return self._with_gradient(z)
         with torch.no_grad():
             key = (z.shape, z.stride(), z.dtype, torch.get_num_threads(), threading.get_ident())
             if key != self._key:
                 self._prepare(z, key)
             if self._sums is not None:
                 return self._blocked(z, self._sums)
+            in_place = self.in_place or self._norm is not None  # the normalised tensor is its own
+            z = self._normed(z)
             self._whole(z)
-            if self._fill is not None and self.in_place:
+            if self._fill is not None and in_place:
                 self._fill.write(z, z)
                 return z
             return self._rectified(z) if self.replaces else z
+
+    def _with_gradient(self, z: Tensor) -> Tensor:
+        given, z = z, self._normed(z)
+        with torch.no_grad():
+            self._prepare(given, None)
+            self._sums = None
+            self._whole(z.detach())
+        if not self.replaces:
+            return z
+        if self.in_place and z is given:
+            return z.copy_(self._rectified(z.clone()))
+        return self._rectified(z)
 
     @property
     def statistics(self) -> ChannelStatistics:
@@ -129,7 +152,7 @@ class Observer(nn.Module):
         )
 
     def _prepare(self, z: Tensor, key: object) -> None:
-        """Make ready for pre-activations of this shape, layout and dtype."""
+        """Make ready for inputs of this shape, layout and dtype."""
         if not z.is_floating_point() or z.dim() < -self.channel_axis:
             raise CalibrationError(
                 f"the pre-activation of {self.site} must be floating-point and have a channel axis "
@@ -145,11 +168,18 @@ class Observer(nn.Module):
             )
         if self.moments and self._totals is None:
             # Batches with one shift can be added, so the first one decides.
-            self._shift = Shift.near(z, self.channel_axis, self._rectified)
-        grid = Grid.of(z, self.channel_axis) if z.device.type == "cpu" else None
-        self._sums = None if grid is None else BlockSums(grid, z.dtype, self._shift)
+            self._shift = Shift.near(self._normed(z), self.channel_axis, self._rectified)
+        parts = None if self._norm is None else 1  # torch's kernel takes a block that has no gaps
+        grid = Grid.of(z, self.channel_axis, parts=parts) if self._has_blocks(z) else None
+        self._sums = None if grid is None else BlockSums(grid, z.dtype, self._shift, self._norm)
         self._per_channel = z.numel() // max(channels, 1)
         self._key = key
+
+    def _has_blocks(self, z: Tensor) -> bool:
+        if z.device.type != "cpu" or self._norm is None:
+            return z.device.type == "cpu"
+        alike = self._norm.mean.dtype == z.dtype and z.element_size() >= 4
+        return alike and self.channel_axis == 1 - z.dim()
 
     def _blocked(self, z: Tensor, sums: BlockSums) -> Tensor:
         output = None
@@ -172,6 +202,9 @@ class Observer(nn.Module):
         output = self._rectified(z) if self.moments else None
         sums = whole_sums(z, self.channel_axis, output, self._shift)
         self._wait(sums, sums[:2])
+
+    def _normed(self, z: Tensor) -> Tensor:
+        return z if self._norm is None else self._norm(z)
 
     def _rectified(self, z: Tensor) -> Tensor:
         (rectify,) = self._rectify

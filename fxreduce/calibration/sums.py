@@ -21,6 +21,7 @@ from math import inf
 import torch
 from torch import Tensor
 
+from fxreduce.calibration.batch_norm import BatchNorm
 from fxreduce.calibration.grid import BLOCK, Grid
 
 Rectify = Callable[[Tensor], Tensor]
@@ -32,8 +33,8 @@ class Fill:
 
     Attributes:
         write: writes the rectified first argument to the second one, which may be the first.
-        bound: b where ψ(z) = min(max(z, 0), b), so that z·ψ(z) = ψ(z)² + b·max(z − b, 0): infinity
-            for ReLU, 6 for ReLU6, None for rectifiers of another form.
+        bound: b where ψ(z) = min(max(z, 0), b): infinity for ReLU, 6 for ReLU6, None for rectifiers
+            of another form. Then z·ψ(z) = ψ(z)² + b·(max(z, 0) − ψ(z)).
     """
 
     write: Callable[[Tensor, Tensor], object]
@@ -119,7 +120,13 @@ class BlockSums:
     those of several batches are added up per channel together.
     """
 
-    def __init__(self, grid: Grid, dtype: torch.dtype, shift: Shift | None = None) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        dtype: torch.dtype,
+        shift: Shift | None = None,
+        norm: BatchNorm | None = None,
+    ) -> None:
         self.grid = grid
         self.dtype = dtype if dtype in _CODES else torch.float32
         self._wide = dtype == self.dtype
@@ -132,12 +139,13 @@ class BlockSums:
         self._shifts: tuple[tuple[Tensor, ...], ...] = ()
         if shift is not None:
             self._shifts = (grid.per_block(shift.z), grid.per_block(shift.output))
+        self._norm = None if norm is None else norm.blocks(grid)
 
     def counts(self, z: Tensor, output: Tensor | None, fill: Fill | None) -> Tensor:
         """The numbers of a batch for its counts, [1, ...].
 
         Args:
-            z: pre-activation.
+            z: pre-activation, or the input of the batch-norm whose output that is.
             output: where `fill` writes the rectified pre-activation; may be `z`.
             fill: rectifies a block while it is in cache; None leaves that to others.
         """
@@ -145,7 +153,8 @@ class BlockSums:
         cells = self.grid.cells(numbers[0])
         blocks = self.grid.blocks(z)
         targets = blocks if output is z or output is None else self.grid.blocks(output)
-        for block, target, cell in zip(blocks, targets, cells, strict=True):
+        for index, (block, target, cell) in enumerate(zip(blocks, targets, cells, strict=True)):
+            block = self._normed(index, block, target)
             self._encode(self._widened(block, 1), cell)
             if fill is not None:
                 fill.write(block, target)
@@ -157,7 +166,7 @@ class BlockSums:
         """The numbers of a batch for its counts and moments, [6, ...].
 
         Args:
-            z: pre-activation.
+            z: pre-activation, or the input of the batch-norm whose output that is.
             output: the rectified pre-activation, or where `fill` writes it, which may be `z`.
             fill: rectifies a block while it is in cache.
             rectify: gives the outputs of a block where `output` is None.
@@ -168,17 +177,18 @@ class BlockSums:
         targets = blocks if output is z or output is None else self.grid.blocks(output)
         for index, (block, target) in enumerate(zip(blocks, targets, strict=True)):
             own = [each[index] for each in cells]
+            block = self._normed(index, block, target)
             u = self._widened(block, 1)
             self._encode(u, own[0])
             if self._shifts:
                 u = torch.sub(u, self._shifts[0][index], out=self._like(1, u))
             self._sum_and_square(u, own[1], own[3])
             bound = None if fill is None or self._shifts else fill.bound
-            if bound is not None:
-                self._sum_beyond(u, bound, own[5])
-            elif fill is not None and u is target:  # which is about to be overwritten
-                u = self._like(1, u).copy_(u)
-            if fill is not None:
+            if bound is not None and bound < inf:
+                self._clip(block, target, bound, own[5])
+            elif fill is not None:
+                if bound is None and u is target:  # which is about to be overwritten
+                    u = self._like(1, u).copy_(u)
                 fill.write(block, target)
             v = rectify(block) if output is None else target
             v = self._widened(v, 2)
@@ -187,10 +197,8 @@ class BlockSums:
             self._sum_and_square(v, own[2], own[4])
             if bound is None:
                 torch.sum(torch.mul(u, v, out=self._like(0, u)), self.grid.axis, out=own[5])
-            elif self.grid.by_row:
-                own[5].addcmul_(own[4], own[4])
             else:
-                own[5].add_(own[4])
+                self._cross(bound, own[2], own[4], own[5])
         return numbers
 
     def per_channel(self, numbers: Tensor) -> Tensor:
@@ -207,9 +215,16 @@ class BlockSums:
         codes.sub_(on)  # off / 4096, as there are fewer than 4096
         if self.grid.by_row:
             numbers[:, 3:5].square_()
-        counts = [-self.grid.per_channel(on), _RATIO * self.grid.per_channel(codes)]
-        moments = [self.grid.per_channel(each) for each in numbers.unbind(1)[1:]]
-        return torch.stack([*counts, *moments], 1)
+        counts, on = self.grid.per_channel(numbers), self.grid.per_channel(on)
+        counts[:, 0].mul_(_RATIO)
+        return torch.cat([on.neg_().unsqueeze(1), counts], 1)
+
+    def _normed(self, index: int, block: Tensor, target: Tensor) -> Tensor:
+        """The block of the pre-activation, which a batch-norm leaves where the output will be."""
+        if self._norm is None:
+            return block
+        self._norm.write(index, block, target)
+        return target
 
     def _encode(self, z: Tensor, cell: Tensor) -> None:
         e = self._like(0, z)
@@ -226,14 +241,22 @@ class BlockSums:
         else:
             torch.sum(torch.mul(x, x, out=self._like(0, x)), axis, out=squares)
 
-    def _sum_beyond(self, u: Tensor, bound: float, cell: Tensor) -> None:
-        """Sums of b·max(u − b, 0), what u·v has over v²."""
-        if bound == inf:
+    def _clip(self, block: Tensor, target: Tensor, bound: float, cell: Tensor) -> None:
+        """Rectify a block and clip it, and sum max(z, 0) in between."""
+        torch.clamp(block, min=0, out=target)
+        torch.sum(self._widened(target, 2), self.grid.axis, out=cell)
+        target.clamp_(max=bound)
+
+    def _cross(self, bound: float, sums: Tensor, squares: Tensor, cell: Tensor) -> None:
+        """The sums of u·v = v² + b·(max(u, 0) − v); where v is clipped the cell has max(u, 0)'s."""
+        if bound < inf:
+            cell.sub_(sums).mul_(bound)
+        else:
             cell.zero_()
-            return
-        beyond = torch.clamp(u, min=bound, out=self._like(0, u)).sub_(bound)
-        torch.sum(beyond, self.grid.axis, out=cell)
-        cell.mul_(bound)
+        if self.grid.by_row:
+            cell.addcmul_(squares, squares)
+        else:
+            cell.add_(squares)
 
     def _like(self, number: int, block: Tensor) -> Tensor:
         """Scratch memory for a block, which may be shorter than the others."""
