@@ -32,6 +32,19 @@ class BatchNorm:
         given = (self.weight, self.bias, self.mean, self.variance)
         return torch.batch_norm(x, *given, False, 0.0, self.eps, cudnn)
 
+    def has_blocks(self, x: Tensor) -> bool:
+        """Whether torch has one kernel for all of `x` and for blocks of it, with the same bits.
+
+        It computes tensors with gaps, or of several dtypes, by another formula.
+        """
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+        last = x.dim() in formats and x.is_contiguous(memory_format=formats[x.dim()])
+        own = [
+            each for each in (self.mean, self.variance, self.weight, self.bias) if each is not None
+        ]
+        alike = all(each.is_contiguous() and each.dtype == x.dtype for each in own)
+        return (x.is_contiguous() or last) and alike and x.dtype in (torch.float32, torch.float64)
+
     def blocks(self, grid: Grid) -> NormBlocks:
         """The same for the blocks of tensors, whose grid has one part."""
         return NormBlocks(self, grid)
@@ -45,7 +58,7 @@ class NormBlocks:
         kept = [None if each is None else grid.per_block(each.detach()) for each in tensors]
         count = next(len(each) for each in kept if each is not None)
         self._tensors = [
-            [None if each is None else each[index].flatten() for each in kept]
+            [None if each is None else each[index].flatten().contiguous() for each in kept]
             for index in range(count)
         ]
         self._eps = norm.eps

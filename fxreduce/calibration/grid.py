@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 # Bytes of a block. Smaller ones cost more launches of threads, larger ones leave the caches.
-BLOCK = 4 << 20
+BLOCK = 5 << 20
 # How many values one sum may take; `fxreduce.calibration.sums` says why.
 LONGEST = 4095
 # Channels with fewer values side by side than this are reduced over positions.
@@ -67,9 +67,10 @@ class Grid:
             parts = threads if length % threads == 0 else 1
         # Half precision is widened to four bytes.
         fitting = BLOCK // (parts * width * max(z.element_size(), 4))
-        step = min(fitting, length // parts) if by_row else min(fitting, length // parts, LONGEST)
-        if not step or (by_row and width < _SHORT):
+        most = fitting if by_row else min(fitting, LONGEST)
+        if not most or (by_row and width < _SHORT):
             return None
+        step = -(-length // (parts * -(-length // (parts * most))))  # blocks of equal length
         if by_row:
             fold = (length * width // (channels * inner), channels, inner // width)
         else:

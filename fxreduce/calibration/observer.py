@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fxreduce.calibration.batch_norm import BatchNorm
 from fxreduce.calibration.grid import Grid
 from fxreduce.calibration.statistics import ChannelStatistics, Moments, binary_entropy
-from fxreduce.calibration.sums import BlockSums, Fill, Rectify, Shift, whole_sums
+from fxreduce.calibration.sums import BlockSums, Fill, Rectify, Shift, sampled, whole_sums
 from fxreduce.errors import CalibrationError
 
 # Numbers that wait to be added up together: many batches cost hardly more than one.
@@ -42,6 +42,7 @@ class Observer(nn.Module):
 
     Attributes:
         replaces: whether the observer takes the place of the call.
+        norm: the batch-norm that it takes the place of, too.
 
     Raises:
         CalibrationError: the channel axis is counted from the left, or `rectify` or `fill` is
@@ -82,7 +83,7 @@ class Observer(nn.Module):
         # In a tuple it is no child: the model owns its rectifiers.
         self._rectify: tuple[Rectify, ...] = () if rectify is None else (rectify,)
         self._fill = fill if self.replaces else None
-        self._norm = norm
+        self.norm = norm
         self.reset()
 
     def reset(self) -> None:
@@ -111,7 +112,7 @@ class Observer(nn.Module):
                 self._prepare(z, key)
             if self._sums is not None:
                 return self._blocked(z, self._sums)
-            in_place = self.in_place or self._norm is not None  # the normalised tensor is its own
+            in_place = self.in_place or self.norm is not None  # the normalised tensor is its own
             z = self._normed(z)
             self._whole(z)
             if self._fill is not None and in_place:
@@ -168,18 +169,18 @@ class Observer(nn.Module):
             )
         if self.moments and self._totals is None:
             # Batches with one shift can be added, so the first one decides.
-            self._shift = Shift.near(self._normed(z), self.channel_axis, self._rectified)
-        parts = None if self._norm is None else 1  # torch's kernel takes a block that has no gaps
+            sample = self._normed(sampled(z, self.channel_axis))
+            self._shift = Shift.near(sample, self.channel_axis, self._rectified)
+        parts = None if self.norm is None else 1  # torch's kernel takes a block that has no gaps
         grid = Grid.of(z, self.channel_axis, parts=parts) if self._has_blocks(z) else None
-        self._sums = None if grid is None else BlockSums(grid, z.dtype, self._shift, self._norm)
+        self._sums = None if grid is None else BlockSums(grid, z.dtype, self._shift, self.norm)
         self._per_channel = z.numel() // max(channels, 1)
         self._key = key
 
     def _has_blocks(self, z: Tensor) -> bool:
-        if z.device.type != "cpu" or self._norm is None:
-            return z.device.type == "cpu"
-        alike = self._norm.mean.dtype == z.dtype and z.element_size() >= 4
-        return alike and self.channel_axis == 1 - z.dim()
+        if self.norm is not None and self.channel_axis != 1 - z.dim():
+            return False
+        return z.device.type == "cpu" and (self.norm is None or self.norm.has_blocks(z))
 
     def _blocked(self, z: Tensor, sums: BlockSums) -> Tensor:
         output = None
@@ -204,7 +205,7 @@ class Observer(nn.Module):
         self._wait(sums, sums[:2])
 
     def _normed(self, z: Tensor) -> Tensor:
-        return z if self._norm is None else self._norm(z)
+        return z if self.norm is None else self.norm(z)
 
     def _rectified(self, z: Tensor) -> Tensor:
         (rectify,) = self._rectify
@@ -222,7 +223,7 @@ class Observer(nn.Module):
             return
         numbers = torch.stack(self._waiting)
         sums = numbers if self._sums is None else self._sums.per_channel(numbers)
-        if not bool(sums.isfinite().all()):
+        if not bool(sums.sum().isfinite()):
             self._raise_not_finite(sums)
         entropies = binary_entropy(1 - sums[:, 1] / self._per_channel)
         added = torch.cat([sums, entropies.unsqueeze(1)], 1).sum(0)

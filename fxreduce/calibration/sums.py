@@ -70,15 +70,21 @@ class Shift:
         if not z.numel():
             return None
         axes = [axis for axis in range(z.dim()) if axis != z.dim() + channel_axis]
-        per_sample = z[:1].numel() // z.shape[channel_axis]
-        sample = z[: -(-_SAMPLE // max(per_sample, 1))] if axes else z.unsqueeze(0)
-        variance, mean = torch.var_mean(widened(sample), axes or [0], correction=0)
+        z = z if axes else z.unsqueeze(0)
+        variance, mean = torch.var_mean(widened(z), axes or [0], correction=0)
         if bool((mean.abs() <= _FAR * variance.sqrt()).all()):
             return None
         shape = [1] * z.dim()
         shape[channel_axis] = -1
         aligned = mean.nan_to_num(0.0, 0.0, 0.0).to(z.dtype).view(shape)
         return cls(widened(aligned).flatten(), widened(rectify(aligned)).flatten())
+
+
+def sampled(z: Tensor, channel_axis: int) -> Tensor:
+    """The first samples of a batch, enough to estimate the means of the channels."""
+    per_sample = z[:1].numel() // max(z.shape[channel_axis], 1)
+    alone = channel_axis == -z.dim()  # the batch axis is that of the channels
+    return z if alone else z[: -(-_SAMPLE // max(per_sample, 1))]
 
 
 def whole_sums(
