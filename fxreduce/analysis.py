@@ -87,9 +87,10 @@ class Analysis:
         budget: int | float | str | Budget = "auto",
         importance: str | Importance = "entropy",
         cost: str | CostModel = "flops",
-        compensate: str = "channel",
+        compensate: str = "refit",
         include: Sequence[str] | None = None,
         exclude: Sequence[str] | None = None,
+        refit_scope: str = "downstream",
     ) -> Plan:
         """Choose the sites to remove, the least important first, measured again after each.
 
@@ -98,14 +99,25 @@ class Analysis:
                 which is Fidelity(0.99).
             importance: "entropy", or a function of a site's statistics; the least goes first.
             cost: which exact merges pay: "flops" or a cost model.
-            compensate: what takes a rectifier's place: "identity", or "channel", the affine map of
-                each channel that fits it best on the calibration data.
+            compensate: what takes a rectifier's place: "identity"; "channel", the affine map of
+                each channel that fits it best on the calibration data; or "refit", which also fits
+                the weights of the merged model to what the original one computed.
             include, exclude: globs over site names.
+            refit_scope: "merged" refits the operators in whose region a rectifier is removed,
+                "downstream" all operators that read what these changed, too.
 
         Raises:
             PlanError: the budget, the importance or a glob does not fit the model.
         """
         options = Options.of(
-            budget, importance, cost, compensate, include, exclude, self.entropy, self.axes
+            budget,
+            importance,
+            cost,
+            compensate,
+            include,
+            exclude,
+            self.entropy,
+            self.axes,
+            refit_scope,
         )
         return make_plan(self.graph_module, self.calibration, self.example, options)

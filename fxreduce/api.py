@@ -26,7 +26,7 @@ from fxreduce.planning.example import Example, learn_shapes
 from fxreduce.planning.execute import Decisions, execute
 from fxreduce.planning.importance import Importance
 from fxreduce.planning.measure import measure
-from fxreduce.planning.planner import Options, make_plan, require_compensation
+from fxreduce.planning.planner import LOCAL, Options, make_plan, require_compensation
 
 
 def analyze(
@@ -83,10 +83,11 @@ def apply(
     *,
     budget: int | float | str | Budget = "auto",
     importance: str | Importance = "entropy",
-    compensate: str = "channel",
+    compensate: str = "refit",
     cost: str | CostModel = "flops",
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
+    refit_scope: str = "downstream",
     forward: Forward | None = None,
     device: torch.device | str | None = None,
     progress: bool | None = None,
@@ -98,7 +99,7 @@ def apply(
     Args:
         model: in eval mode.
         calib_loader: see `analyze`.
-        budget, importance, compensate, cost, include, exclude: see `Analysis.plan`.
+        budget, importance, compensate, cost, include, exclude, refit_scope: see `Analysis.plan`.
         forward, device, progress: see `analyze`.
         verify: check every merge against the unmerged graph, in float64, on a few samples.
         disable: names of passes to skip.
@@ -112,8 +113,18 @@ def apply(
         EquivalenceError: a merge changed what the unmerged graph computes.
     """
     # What does not depend on the data is refused before the data are read.
-    options = Options.of(budget, importance, cost, compensate, include, exclude)
     disabled = as_disabled(disable)
+    options = Options.of(
+        budget,
+        importance,
+        cost,
+        compensate,
+        include,
+        exclude,
+        refit_scope=refit_scope,
+        disable=disabled,
+        verify=verify,
+    )
     loader = Loader(calib_loader, keep=True)
     graph_module, calibration, example = _prepare(model, loader, forward, device, progress)
     plan = make_plan(graph_module, calibration, example, options)
@@ -221,7 +232,7 @@ def _require_axes(graph_module: GraphModule, axes: Mapping[str, int]) -> None:
 
 
 def _maps(names: list[str], compensate: str, statistics: Analysis | None) -> dict[str, ScaleShift]:
-    require_compensation(compensate)
+    require_compensation(compensate, LOCAL)  # refitting comes after merging
     if compensate == "identity":
         return {}
     if statistics is None:

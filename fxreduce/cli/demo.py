@@ -24,6 +24,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "residual": ResidualNetwork,
     "inverted residual": InvertedResidualNetwork,
 }
+COMPENSATIONS = ("identity", "channel", "refit")
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def _ways(settings: Settings) -> list[Way]:
     # Without a removal only exact merging is left; what the others gain beyond is the removals'.
     ways = [Way("none", 0, "identity")]
     for label, budget in (("auto", "auto"), (f"{settings.fraction:.0%}", settings.fraction)):
-        ways += [Way(label, budget, compensate) for compensate in ("identity", "channel")]
+        ways += [Way(label, budget, compensate) for compensate in COMPENSATIONS]
     return ways
 
 

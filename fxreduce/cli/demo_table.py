@@ -78,7 +78,7 @@ def _summary(rows: list[Row]) -> str:
     fixed = rows[-1].way.label
     gains = []
     for network in networks:
-        merged, auto = found[network, "none", "identity"], found[network, "auto", "channel"]
+        merged, auto = found[network, "none", "identity"], found[network, "auto", "refit"]
         gains.append(
             f"the {network} network {auto.ratio:.2f} times as fast (merging alone: "
             f"{merged.ratio:.2f}) at {auto.after.accuracy:.1%} test accuracy (before: "
@@ -88,9 +88,10 @@ def _summary(rows: list[Row]) -> str:
         compensate: " and ".join(
             f"{found[network, fixed, compensate].after.accuracy:.1%}" for network in networks
         )
-        for compensate in ("identity", "channel")
+        for compensate in ("identity", "channel", "refit")
     }
     return (
         f"Without retraining, auto makes {' and '.join(gains)}; with {fixed} of the rectifiers "
-        f"gone, channel keeps {kept['channel']} where identity keeps {kept['identity']}."
+        f"gone, refit keeps {kept['refit']} where channel keeps {kept['channel']} and identity "
+        f"{kept['identity']}."
     )

@@ -101,10 +101,10 @@ def _add_reduce(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--compensate",
-        choices=("identity", "channel"),
-        default="channel",
-        help="what takes a removed rectifier's place: nothing, or per channel its best straight "
-        "line (default %(default)s)",
+        choices=("identity", "channel", "refit"),
+        default="refit",
+        help="what takes a removed rectifier's place: nothing; per channel its best straight line; "
+        "or that, and then the weights are fitted to what the model computed (default %(default)s)",
     )
     parser.add_argument(
         "--cost",

@@ -15,6 +15,7 @@ from torch.fx.node import Argument, Target, map_arg
 from fxreduce.graph.aliases import Aliases, makes_fresh
 from fxreduce.graph.nodes import SHAPE, module_path
 from fxreduce.graph.paths import Paths
+from fxreduce.graph.values import VALUE
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,8 @@ class Recorder:
 
     def _replace(self, node: Node, by: Node, why: str) -> None:
         node.replace_all_uses_with(by)
+        if VALUE in node.meta:
+            by.meta.setdefault(VALUE, node.meta[VALUE])
         self.edits.append(Edit("replaced", node.name, why))
         self._erase(node)
 

@@ -135,8 +135,8 @@ class EntropyBelow(Judge):
 class MaxDrop:
     """Remove rectifiers as long as `evaluate` falls by at most `drop` from the original's value.
 
-    `evaluate(module) -> float` is the user's, higher is better; it gets an unmerged graph module
-    in eval mode.
+    `evaluate(module) -> float` is the user's, higher is better; it gets a graph module in eval
+    mode: unmerged, or merged where weights are refitted.
     """
 
     drop: float

@@ -7,6 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule
 
 from fxreduce.graph.capture import capture_record, notes
@@ -14,11 +15,13 @@ from fxreduce.graph.compare import is_half, model_dtype
 from fxreduce.graph.count import count_affine
 from fxreduce.graph.recorder import RefusedRewrite
 from fxreduce.graph.rectifiers import find_sites
+from fxreduce.graph.values import name_values
 from fxreduce.operators.affine import ScaleShift
 from fxreduce.operators.cost import CostModel
-from fxreduce.passes.base import PassResult, run_pipeline
+from fxreduce.passes.base import Check, PassResult, run_pipeline
 from fxreduce.passes.linearise import Linearise
 from fxreduce.passes.pipeline import PREPARE, fusion
+from fxreduce.passes.refit import Refit
 from fxreduce.planning.example import Example
 from fxreduce.planning.payoff import not_paid
 from fxreduce.report.report import REPORT, Report, SiteRow
@@ -33,6 +36,7 @@ class Decisions:
         cost: decides which exact merges pay.
         sites: the sites to remove, in order.
         maps: the affine maps that take the place of some of them.
+        weights: fitted weights of merged operators, see `fxreduce.passes.refit.Refit`.
         entropies: entropies in bits, by site.
         lines: what was decided and why.
         refusals: what was refused before.
@@ -41,6 +45,7 @@ class Decisions:
     cost: CostModel
     sites: tuple[str, ...] = ()
     maps: Mapping[str, ScaleShift] = field(default_factory=dict)
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
     entropies: Mapping[str, float] = field(default_factory=dict)
     lines: tuple[str, ...] = ()
     refusals: tuple[RefusedRewrite, ...] = ()
@@ -76,27 +81,25 @@ def execute(
 
     removal, merging = Linearise(decisions.sites, decisions.maps), fusion(decisions.cost)
     prepared = run_pipeline(graph_module, PREPARE, disable=disable, check=checker(graph_module))
+    name_values(prepared.graph_module)
     unmerged = run_pipeline(prepared.graph_module, (removal,), disable=disable)
     check = checker(unmerged.graph_module)
     if check is not None and is_half(model_dtype(unmerged.graph_module)):
         # Rounding to half precision hides a wrong merge; on a float64 copy nothing does.
         precise = deepcopy(unmerged.graph_module).double()
         run_pipeline(precise, merging, disable=disable, check=checker(precise))
-    merged = run_pipeline(unmerged.graph_module, merging, disable=disable, check=check)
-    if example is not None and merged.modified:
-        undone = not_paid(unmerged.graph_module, merged.graph_module, decisions.cost, example)
-        if undone is not None:
-            refusal = RefusedRewrite("the whole graph", undone.reason, "fuse")
-            merged = PassResult(unmerged.graph_module, refusals=(refusal,))
-    kept = {site.name for site in find_sites(merged.graph_module)}
-    before, after = count_affine(graph_module), count_affine(merged.graph_module)
+    merged = merge(unmerged.graph_module, decisions.cost, example, disable=disable, check=check)
+    refit = Refit(decisions.weights).run(merged.graph_module)
+    kept = {site.name for site in find_sites(refit.graph_module)}
+    before, after = count_affine(graph_module), count_affine(refit.graph_module)
     refusals = (
         *decisions.refusals,
         *prepared.refusals,
         *unmerged.refusals,
         *merged.refusals,
+        *refit.refusals,
     )
-    result = merged.graph_module
+    result = refit.graph_module
     result.meta[PIPELINE] = (*PREPARE, removal, *merging)
     result.meta[REPORT] = Report(
         rung=capture_record(graph_module).rung,
@@ -119,3 +122,22 @@ def execute(
         max_error=None if check is None else check.max_rel,
     )
     return result.eval()
+
+
+def merge(
+    unmerged: GraphModule,
+    cost: CostModel,
+    example: Example | None,
+    *,
+    disable: Collection[str] = (),
+    check: Check | None = None,
+) -> PassResult:
+    """Merge all that is exact and pays; nothing where the merged graph as a whole does not pay."""
+    merged = run_pipeline(unmerged, fusion(cost), disable=disable, check=check)
+    if example is None or not merged.modified:
+        return merged
+    undone = not_paid(unmerged, merged.graph_module, cost, example)
+    if undone is None:
+        return merged
+    refusal = RefusedRewrite("the whole graph", undone.reason, "fuse")
+    return PassResult(unmerged, refusals=(refusal,))

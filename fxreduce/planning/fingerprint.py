@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from ctypes import string_at
+from hashlib import sha256
 from operator import itemgetter
 
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fxreduce.errors import PlanError
@@ -22,18 +24,20 @@ def fingerprint(graph_module: GraphModule) -> Fingerprint:
     """
     sites = [f"site {each.name}: {each.rectifier.kind}" for each in find_sites(graph_module)]
     shapes: dict[int, str] = {}  # tied parameters count once, under the first of their names
-    for name, parameter in sorted(_used_parameters(graph_module), key=itemgetter(0)):
-        shapes.setdefault(id(parameter), f"parameter {name}: {tuple(parameter.shape)}")
+    for name, tensor in sorted(_used_tensors(graph_module), key=itemgetter(0)):
+        if isinstance(tensor, nn.Parameter):
+            shapes.setdefault(id(tensor), f"parameter {name}: {tuple(tensor.shape)}")
     return (*sites, *shapes.values())
 
 
-def _used_parameters(graph_module: GraphModule) -> Iterator[tuple[str, nn.Parameter]]:
+def _used_tensors(graph_module: GraphModule) -> Iterator[tuple[str, Tensor]]:
     for node in graph_module.graph.nodes:
         module, constant = module_of(graph_module, node), tensor_of(graph_module, node)
         if module is not None:
-            for name, parameter in module.named_parameters(remove_duplicate=False):
-                yield f"{node.target}.{name}", parameter
-        elif isinstance(constant, nn.Parameter) and node.users:
+            for kind in (module.named_parameters, module.named_buffers):
+                for name, tensor in kind(remove_duplicate=False):
+                    yield f"{node.target}.{name}", tensor
+        elif constant is not None and node.users:
             yield str(node.target), constant
 
 
@@ -52,3 +56,14 @@ def require_same(expected: Fingerprint, seen: Fingerprint) -> None:
             f"{longer[min(len(expected), len(seen))]!r} and what follows. Make a new plan for this "
             "model"
         )
+
+
+def digest(graph_module: GraphModule) -> str:
+    """A hash of the weights and statistics that are used, the same whatever captured the graph."""
+    found = sha256()
+    for name, tensor in sorted(_used_tensors(graph_module), key=itemgetter(0)):
+        if tensor.is_floating_point():
+            whole = tensor.detach().cpu().contiguous()
+            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(string_at(whole.data_ptr(), whole.numel() * whole.element_size()))
+    return found.hexdigest()

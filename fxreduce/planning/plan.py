@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,14 @@ from fxreduce.graph.capture import Model, capture
 from fxreduce.graph.recorder import RefusedRewrite
 from fxreduce.operators.affine import ScaleShift
 from fxreduce.operators.cost import CostModel, as_cost
+from fxreduce.passes.refit import Refit
 from fxreduce.planning.example import InputSpec, TensorSpec, learn_shapes
 from fxreduce.planning.execute import Decisions, execute
-from fxreduce.planning.fingerprint import Fingerprint, fingerprint, require_same
+from fxreduce.planning.fingerprint import Fingerprint, digest, fingerprint, require_same
 from fxreduce.planning.regions import Region
+from fxreduce.planning.weights_file import SUFFIX, load_weights, save_weights
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,10 @@ class Plan:
     Attributes:
         steps: the removals, in order.
         regions: the removed sites, grouped by the affine region that their removal joins.
-        compensate: "identity" or "channel".
-        maps: for "channel", the affine map that takes each site's place.
+        compensate: "identity", "channel" or "refit".
+        maps: the affine map that takes each site's place, unless that is the identity.
+        weights: for "refit", the fitted weights of operators, see `fxreduce.passes.refit.Refit`.
+        fitted_to: a hash of the model's weights, which alone the fitted weights go with.
         stopped: why planning ended.
         entropies: the entropy in bits of every site when it was last measured.
         refusals: sites that could not be removed, with the reasons.
@@ -62,6 +66,8 @@ class Plan:
     architecture: Fingerprint
     cost: CostModel
     maps: Mapping[str, ScaleShift] = field(default_factory=dict, repr=False)
+    weights: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    fitted_to: str = ""
     refusals: tuple[RefusedRewrite, ...] = ()
     inputs: InputSpec | None = None
 
@@ -80,7 +86,13 @@ class Plan:
         ]
         lines.append(f"stopped: {self.stopped}")
         return Decisions(
-            self.cost, self.sites, self.maps, self.entropies, tuple(lines), self.refusals
+            self.cost,
+            self.sites,
+            self.maps,
+            self.weights,
+            self.entropies,
+            tuple(lines),
+            self.refusals,
         )
 
     def apply(self, model: Model, *, verify: bool = True) -> GraphModule:
@@ -101,18 +113,34 @@ class Plan:
             parameter = next(graph_module.parameters(), None)
             random = self.inputs.example(None if parameter is None else parameter.device)
             example = learn_shapes(graph_module, random.batch, random.forward)
-        return execute(graph_module, self.decisions, example=example, verify=verify)
+        decisions = self.decisions
+        if self.weights and digest(graph_module) != self.fitted_to:
+            reason = (
+                "the fitted weights are left out, as the model's weights are not those that they "
+                "were fitted to; make a new plan to refit these"
+            )
+            refusal = RefusedRewrite("the whole graph", reason, Refit.name)
+            refusals = (*decisions.refusals, refusal)
+            decisions = replace(decisions, weights={}, refusals=refusals)
+        return execute(graph_module, decisions, example=example, verify=verify)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the plan as JSON, atomically.
+        """Write the plan as JSON, atomically; fitted weights go to a safetensors file beside it.
 
         Raises:
-            PlanError: the file cannot be written, or the cost model has no name to be found by.
+            PlanError: a file cannot be written, or the cost model has no name to be found by.
         """
         as_cost(self.cost.name)
-        content = asdict(self) | {
+        path = Path(path)
+        beside = path.with_suffix(SUFFIX)
+        if self.weights and path == beside:
+            raise PlanError(
+                f"a plan is JSON; {path} is the name of its weights. Use another suffix"
+            )
+        content = asdict(replace(self, weights={})) | {
             "schema": SCHEMA,
             "cost": self.cost.name,
+            "weights": beside.name if self.weights else None,
             "maps": {
                 name: {"scale": m.scale.tolist(), "shift": m.shift.tolist(), "rank": m.rank}
                 for name, m in self.maps.items()
@@ -120,7 +148,9 @@ class Plan:
         }
         text = json.dumps(content, indent=1)
         try:
-            write_atomically(Path(path), lambda temporary: _write(temporary, text))
+            if self.weights:
+                save_weights(beside, self.weights)
+            write_atomically(path, lambda temporary: _write(temporary, text))
         except OSError as error:
             raise PlanError(f"the plan cannot be written to {path}: {error}") from error
 
@@ -144,12 +174,16 @@ class Plan:
                 f"has {schema!r}. Make it again with fxreduce.analyze(...).plan(...)"
             )
         try:
-            return cls(**_decode(content))
+            plan = cls(**_decode(content))
+            name = content["weights"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(
                 f"{path} is a damaged plan: {first_line(error)}. Make it again with "
                 "fxreduce.analyze(...).plan(...)"
             ) from error
+        return (
+            plan if name is None else replace(plan, weights=load_weights(Path(path).parent / name))
+        )
 
 
 def _write(path: Path, text: str) -> None:
@@ -163,6 +197,7 @@ def _decode(content: dict[str, Any]) -> dict[str, Any]:
         "steps": tuple(Step(**step) for step in content["steps"]),
         "regions": tuple(tuple(region) for region in content["regions"]),
         "compensate": content["compensate"],
+        "fitted_to": content["fitted_to"],
         "stopped": content["stopped"],
         "entropies": content["entropies"],
         "architecture": tuple(content["architecture"]),

@@ -12,13 +12,14 @@ from fnmatch import fnmatchcase
 from math import isnan, nan
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fxreduce.calibration.batches import Calibration
 from fxreduce.errors import PlanError, UnsupportedError
 from fxreduce.graph.recorder import RefusedRewrite
 from fxreduce.graph.rectifiers import find_sites
+from fxreduce.graph.values import name_values
 from fxreduce.operators.affine import ScaleShift
 from fxreduce.operators.cost import CostModel, as_cost
 from fxreduce.passes.base import run_pipeline
@@ -26,13 +27,16 @@ from fxreduce.passes.linearise import Linearise
 from fxreduce.passes.pipeline import PREPARE
 from fxreduce.planning.budgets import Budget, Context, Judge, as_budget
 from fxreduce.planning.example import Example, InputSpec
-from fxreduce.planning.fingerprint import fingerprint
+from fxreduce.planning.fingerprint import digest, fingerprint
 from fxreduce.planning.importance import Importance, as_importance
 from fxreduce.planning.measure import SiteStatistics, measure
 from fxreduce.planning.plan import Plan, Step
+from fxreduce.planning.refit import SCOPES
 from fxreduce.planning.regions import regions
+from fxreduce.planning.settle import Settled, Settling
 
-COMPENSATIONS = ("identity", "channel")
+LOCAL = ("identity", "channel")  # what a site alone decides
+COMPENSATIONS = (*LOCAL, "refit")
 # One batch in three is held out, so that a budget is not judged on what the fit has seen.
 HELD_OUT_EVERY = 3
 
@@ -49,6 +53,9 @@ class Options:
     include: Sequence[str] | None = None
     exclude: Sequence[str] | None = None
     axes: Mapping[str, int] = field(default_factory=dict)
+    refit_scope: str = "downstream"
+    disable: Collection[str] = ()
+    verify: bool = True
 
     @classmethod
     def of(
@@ -61,6 +68,9 @@ class Options:
         exclude: Sequence[str] | str | None,
         entropy: str = "paper",
         axes: Mapping[str, int] | None = None,
+        refit_scope: str = "downstream",
+        disable: Collection[str] = (),
+        verify: bool = True,
     ) -> Options:
         """Options from what a user may give for them."""
         return cls(
@@ -72,17 +82,24 @@ class Options:
             include=(include,) if isinstance(include, str) else include,
             exclude=(exclude,) if isinstance(exclude, str) else exclude,
             axes=axes or {},
+            refit_scope=refit_scope,
+            disable=disable,
+            verify=verify,
         )
 
     def __post_init__(self) -> None:
         require_compensation(self.compensate)
+        if self.refit_scope not in SCOPES:
+            raise UnsupportedError(
+                f"refit_scope is one of {', '.join(map(repr, SCOPES))}; seen: {self.refit_scope!r}"
+            )
 
 
-def require_compensation(name: str) -> None:
-    """Raise UnsupportedError unless fxreduce has a compensation of that name."""
-    if name not in COMPENSATIONS:
+def require_compensation(name: str, known: Sequence[str] = COMPENSATIONS) -> None:
+    """Raise UnsupportedError unless the compensation is a known one."""
+    if name not in known:
         raise UnsupportedError(
-            f"compensate is one of {', '.join(map(repr, COMPENSATIONS))}; seen: {name!r}"
+            f"compensate is one of {', '.join(map(repr, known))}; seen: {name!r}"
         )
 
 
@@ -100,15 +117,23 @@ def make_plan(
     """
     search = _Search.begin(graph_module, calibration, options)
     stopped = search.run()
+    steps, weights = tuple(search.steps), dict[str, Tensor]()
+    lines: tuple[str, ...] = (stopped,)
+    if options.compensate == "refit":
+        settled = search.settle(example)
+        steps = tuple(step for step in steps if step.site in settled.sites)
+        lines, weights = (stopped, *settled.lines), dict(settled.weights)
     return Plan(
-        steps=tuple(search.steps),
-        regions=regions(graph_module, [step.site for step in search.steps]),
+        steps=steps,
+        regions=regions(graph_module, [step.site for step in steps]),
         compensate=options.compensate,
-        stopped=stopped,
+        stopped="; ".join(lines),
         entropies=search.entropies,
         architecture=fingerprint(graph_module),
         cost=options.cost,
-        maps=search.maps,
+        maps={step.site: search.maps[step.site] for step in steps if step.site in search.maps},
+        weights=weights,
+        fitted_to=digest(graph_module) if weights else "",
         refusals=tuple(search.refusals),
         inputs=InputSpec.of(example),
     )
@@ -118,6 +143,7 @@ def make_plan(
 class _Search:
     """The greedy search while it runs: the graph as far as it is reduced, and what is left."""
 
+    prepared: GraphModule
     current: GraphModule
     calibration: Calibration
     options: Options
@@ -133,14 +159,15 @@ class _Search:
     def begin(
         cls, graph_module: GraphModule, calibration: Calibration, options: Options
     ) -> _Search:
-        current = run_pipeline(graph_module, PREPARE).graph_module
-        names = [site.name for site in find_sites(current)]
+        prepared = run_pipeline(graph_module, PREPARE).graph_module
+        name_values(prepared)
+        names = [site.name for site in find_sites(prepared)]
         candidates = selected(names, options)
         calibration = calibration.hold_out(HELD_OUT_EVERY)
         judge = options.budget.begin(
-            Context(current, len(candidates), lambda module: _outputs(calibration, module))
+            Context(prepared, len(candidates), lambda module: _outputs(calibration, module))
         )
-        return cls(current, calibration, options, judge, names, candidates)
+        return cls(prepared, prepared, calibration, options, judge, names, candidates)
 
     def run(self) -> str:
         """Remove sites until something ends it; returns what did."""
@@ -157,13 +184,31 @@ class _Search:
                     break
         return "no site is left to try"
 
+    def settle(self, example: Example) -> Settled:
+        """How far the removals go once the weights are refitted."""
+        options = self.options
+        settling = Settling(
+            self.prepared,
+            self.maps,
+            self.calibration,
+            example,
+            options.cost,
+            options.refit_scope,
+            self.judge,
+            options.disable,
+            options.verify,
+        )
+        settled = settling.run([step.site for step in self.steps])
+        self.refusals.extend(settled.refusals)
+        return settled
+
     def _measure(self) -> Mapping[str, SiteStatistics]:
         """The sites as they are now; the first time those that shall not be removed, too."""
         measured = measure(
             self.current,
             self.calibration,
             entropy=self.options.entropy,
-            moments=self.options.compensate == "channel",
+            moments=self._fits,
             sites=self.candidates if self.entropies else self.names,
             axes=self.options.axes,
         ).sites
@@ -172,18 +217,25 @@ class _Search:
 
     def _remove(self, site: SiteStatistics) -> bool:
         """Try to remove a site. A refusal is final: later removals only add to the damage."""
-        fit = {site.name: site.affine_fit()} if self.options.compensate == "channel" else {}
+        fit = {site.name: site.affine_fit()} if self._fits else {}
         trial = Linearise((site.name,), fit).run(self.current)
         if trial.refusals:
             self.refusals.extend(trial.refusals)
             return False
-        if (reason := self.judge.after(trial.graph_module)) is not None:
+        # What is refitted is judged when it is.
+        judged = self.options.compensate != "refit"
+        if judged and (reason := self.judge.after(trial.graph_module)) is not None:
             self.refusals.append(RefusedRewrite(site.name, reason, Linearise.name))
             return False
         self.steps.append(Step(site.name, site.entropy, self._importance(site)))
         self.maps |= fit
         self.current = trial.graph_module
         return True
+
+    @property
+    def _fits(self) -> bool:
+        """Whether the affine map that fits best takes a site's place, at first or at last."""
+        return self.options.compensate != "identity"
 
     def _importance(self, site: SiteStatistics) -> float:
         returned = self.options.importance(site)

@@ -49,8 +49,10 @@ def test_each_way_is_a_row_and_multiply_adds_equal_ptflops(rows: list[Row]) -> N
         ("none", "identity"),
         ("auto", "identity"),
         ("auto", "channel"),
+        ("auto", "refit"),
         ("50%", "identity"),
         ("50%", "channel"),
+        ("50%", "refit"),
     ]
     for row in rows:
         assert row.before.macs == row.report.macs_before == 8 * 8 * (8 * 9 + 16 * 8) + 64 * 10
@@ -66,7 +68,7 @@ def test_without_removals_merging_keeps_the_accuracy(rows: list[Row]) -> None:
 
 
 def test_the_fixed_fraction_is_removed(rows: list[Row]) -> None:
-    assert [len(row.report.removed) for row in rows[3:]] == [1, 1]
+    assert [len(row.report.removed) for row in rows[4:]] == [1, 1, 1]
 
 
 def test_threads_and_mode_are_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:

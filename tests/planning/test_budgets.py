@@ -109,7 +109,8 @@ def test_evaluate_gets_an_unmerged_module_in_eval_mode() -> None:
         assert not any(part.training for part in module.modules())
         return module(images(2)[0]).sum().item() * 0
 
-    fxreduce.apply(seeded(Small), images(4), budget=fxreduce.MaxDrop(0, evaluate))
+    budget = fxreduce.MaxDrop(0, evaluate)
+    fxreduce.apply(seeded(Small), images(4), budget=budget, compensate="channel")
     assert len(seen) == 3
     assert all(isinstance(module.get_submodule("norm"), nn.BatchNorm2d) for module in seen)
 

@@ -1,0 +1,247 @@
+"""Fitting an affine operator to data, by ridge regression around the weights that it has.
+
+    min over W of  ‖Y − X·Wᵀ‖² + λ·‖(W − W₀)·D‖²,   D² = diag(XᵀX)
+
+D measures a change of a weight by the change of the output that it makes, so that λ has no unit. It
+is chosen by the error on held-out rows. All is done in float64: with more rows than weights from
+the normal equations, which are streamed, else from the rows themselves, by the dual form
+
+    Wᵀ = W₀ᵀ + D⁻²Xᵀ·(X·D⁻²Xᵀ + λ)⁻¹·(Y − X·W₀ᵀ).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fxreduce.operators.affine import Conv, Refusal
+from fxreduce.operators.patches import features, outputs, patches, weights, with_weights
+
+# Bytes that the fit of one operator keeps, and operations that it takes, about.
+LARGEST, OPERATIONS = 1 << 30, 1e11
+# Rows to fit to: so many for each weight of an output, and at least so many.
+_ROWS_PER_WEIGHT, _LEAST_ROWS = 32, 8192
+# Rows of which the dual form is solved: at most so many, and no fit is made of fewer.
+_MOST_DUAL, _FEWEST = 2048, 64
+# Strengths are tried from the middle on, in the direction in which the held-out error falls.
+_STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+_MIDDLE = 3
+_EPSILON = 1e-9  # of the mean of D², for features that are always 0
+# Rows that are turned into patches at once, in numbers.
+_CHUNK = 1 << 24
+
+
+@dataclass
+class _Sums:
+    """The normal equations: XᵀX [groups, F, F], XᵀY [groups, F, O] and ΣY², of float64."""
+
+    xx: Tensor
+    xy: Tensor
+    yy: float = 0.0
+    rows: int = 0
+
+    @classmethod
+    def of(cls, groups: int, width: int, out: int, device: torch.device) -> _Sums:
+        def zeros(last: int) -> Tensor:
+            return torch.zeros(groups, width, last, dtype=torch.float64, device=device)
+
+        return cls(zeros(width), zeros(out))
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        self.xx.baddbmm_(x.mT, x)
+        self.xy.baddbmm_(x.mT, y)
+        self.yy += float(y.square().sum())
+        self.rows += y.shape[1]
+
+    def error(self, w: Tensor) -> float:
+        """Mean squared error of the weights [groups, O, F]."""
+        wt = w.mT
+        squared = (wt * (self.xx @ wt)).sum() - 2 * (wt * self.xy).sum()
+        return max(self.yy + float(squared), 0.0) / max(self.rows * w.shape[0] * w.shape[1], 1)
+
+    def ridge(self, start: Tensor, strength: float) -> Tensor:
+        """The weights for one strength; `start` where the equations are singular."""
+        scale = _penalty(self.xx.diagonal(dim1=1, dim2=2))
+        factor, failed = torch.linalg.cholesky_ex(self.xx + torch.diag_embed(strength * scale))
+        if bool(failed.any()):
+            return start
+        return start + torch.cholesky_solve(self.xy - self.xx @ start.mT, factor).mT
+
+    def joined(self, other: _Sums) -> _Sums:
+        xx, xy = self.xx + other.xx, self.xy + other.xy
+        return _Sums(xx, xy, self.yy + other.yy, self.rows + other.rows)
+
+
+@dataclass
+class _Rows:
+    """The rows themselves: X in parts of [groups, n, F], Y in parts of [groups, n, O]."""
+
+    parts: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        return sum(y.shape[1] for _, y in self.parts)
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        self.parts.append((x, y))
+
+    def error(self, w: Tensor) -> float:
+        x, y = self._whole
+        return float((y - x @ w.mT).square().mean())
+
+    def ridge(self, start: Tensor, strength: float) -> Tensor:
+        x, y = self._whole
+        scale, values, vectors = self._dual
+        residual = vectors.mT @ (y - x @ start.mT) / (values.unsqueeze(2) + strength)
+        return start + (x.mT @ (vectors @ residual) / scale.unsqueeze(2)).mT
+
+    def joined(self, other: _Rows) -> _Rows:
+        return _Rows([*self.parts, *other.parts])
+
+    @cached_property
+    def _whole(self) -> tuple[Tensor, Tensor]:
+        x, y = zip(*self.parts, strict=True)
+        return torch.cat(x, 1), torch.cat(y, 1)
+
+    @cached_property
+    def _dual(self) -> tuple[Tensor, Tensor, Tensor]:
+        """D² [groups, F], and the eigenvalues and eigenvectors of X·D⁻²Xᵀ."""
+        x, _ = self._whole
+        scale = _penalty(x.square().sum(1))
+        scaled = x / scale.sqrt().unsqueeze(1)
+        values, vectors = torch.linalg.eigh(scaled @ scaled.mT)
+        return scale, values.clamp(min=0), vectors
+
+
+def _penalty(diagonal: Tensor) -> Tensor:
+    """D², and a little for features that are always 0."""
+    return diagonal + _EPSILON * diagonal.mean().clamp(min=torch.finfo(torch.float64).tiny)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted operator.
+
+    Attributes:
+        operator: in float64.
+        before, after: the mean squared error of the outputs on held-out rows.
+        strength: λ, infinite where the weights stay what they were.
+    """
+
+    operator: Conv
+    before: float
+    after: float
+    strength: float
+
+
+class Equations:
+    """What the samples of one operator say of its weights.
+
+    Args:
+        operator: in float64.
+        available: how many rows there are; `rows_for` tells how many of them to take.
+        device: where to keep them.
+    """
+
+    def __init__(self, operator: Conv, available: int, device: torch.device) -> None:
+        self.operator = operator
+        self.device = device
+        width, groups = features(operator), operator.groups
+        out = operator.out_channels // groups
+
+        def empty() -> _Sums | _Rows:
+            return _Rows() if dual else _Sums.of(groups, width, out, device)
+
+        dual = _is_dual(operator, available)
+        self._fit, self._held_out = empty(), empty()
+
+    def add(self, x: Tensor, y: Tensor, positions: Tensor, held_out: Tensor) -> None:
+        """Take in samples.
+
+        Args:
+            x: [N, C, *spatial], for rank 0 [N, C]: what the operator reads.
+            y: [N, Cout, *spatial]: what it shall give.
+            positions: which of the flattened positions of `y` to take, [L].
+            held_out: which samples are held out, bool [N].
+        """
+        for sums, chosen in ((self._fit, ~held_out), (self._held_out, held_out)):
+            samples = chosen.nonzero().flatten()
+            size = len(positions) * features(self.operator) * self.operator.groups
+            for part in samples.split(max(1, _CHUNK // size)) if len(samples) else ():
+                read = patches(self.operator, x[part].double(), positions)
+                sums.add(read, outputs(self.operator, y[part].double(), positions))
+
+    def solve(self) -> Fit:
+        """The operator that fits best; on held-out rows it is never worse than before."""
+        start = weights(self.operator).to(self.device, torch.float64)
+        if not self._fit.rows + self._held_out.rows:
+            return Fit(with_weights(self.operator, start), 0.0, 0.0, float("inf"))
+        before = self._judge.error(start)
+        best, at = self._search(start)
+        after = self._judge.error(best)
+        if not after < before:
+            return Fit(with_weights(self.operator, start), before, before, float("inf"))
+        if self._held_out.rows and self._fit.rows:
+            # What has been held out for the choice of the strength serves the fit at last.
+            whole = self._fit.joined(self._held_out)  # type: ignore[arg-type]  # of one kind
+            best = whole.ridge(start, _STRENGTHS[at])
+        return Fit(with_weights(self.operator, best), before, after, _STRENGTHS[at])
+
+    @property
+    def _judge(self) -> _Sums | _Rows:
+        return self._held_out if self._held_out.rows else self._fit
+
+    @property
+    def _basis(self) -> _Sums | _Rows:
+        return self._fit if self._fit.rows else self._held_out
+
+    def _search(self, start: Tensor) -> tuple[Tensor, int]:
+        """The weights of the best strength, and its place."""
+        best = self._basis.ridge(start, _STRENGTHS[_MIDDLE])
+        error, at = self._judge.error(best), _MIDDLE
+        for step in (-1, 1):
+            place = at + step
+            while 0 <= place < len(_STRENGTHS):
+                tried = self._basis.ridge(start, _STRENGTHS[place])
+                tried_error = self._judge.error(tried)
+                if not tried_error < error:
+                    break
+                best, error, at = tried, tried_error, place
+                place += step
+            if at != _MIDDLE:
+                break
+        return best, at
+
+
+def rows_for(operator: Conv, available: int) -> int:
+    """How many of the available rows the fit takes: enough, and what memory and time allow."""
+    width = features(operator)
+    wanted = max(_ROWS_PER_WEIGHT * width, _LEAST_ROWS)
+    affordable = int(OPERATIONS / (2 * width * width * operator.groups))
+    if _is_dual(operator, available):
+        fitting = LARGEST // (8 * operator.groups * (width + operator.out_channels))
+        return min(available, _MOST_DUAL, fitting)
+    return min(available, wanted, max(affordable, 2 * width))
+
+
+def _is_dual(operator: Conv, available: int) -> bool:
+    """Whether there are fewer rows than weights, or more weights than time or memory allows for."""
+    width, groups = features(operator), operator.groups
+    needed = 2 * 8 * groups * width * (width + operator.out_channels // groups)
+    slow = 2 * groups * width**2 * (2 * width) > OPERATIONS
+    return available < width or slow or needed > LARGEST
+
+
+def too_large(operator: Conv) -> Refusal | None:
+    """Why the operator cannot be fitted in bounded memory, if so."""
+    width = features(operator)
+    needed = 8 * operator.groups * (width + operator.out_channels) * _FEWEST
+    if needed <= LARGEST:
+        return None
+    return Refusal(
+        f"{_FEWEST} rows of {width} inputs and {operator.out_channels} outputs, the fewest to fit "
+        f"to, take {needed / 2**30:.1f} GiB; the bound is {LARGEST / 2**30:.0f} GiB"
+    )

@@ -1,0 +1,312 @@
+"""Fitting the weights of a reduced model to what the original model computed.
+
+Operator by operator, front to back: each is fitted to the original's value at its own place, from
+what the reduced model, refitted so far, feeds it. So errors are absorbed instead of carried on. A
+second sweep fits to what the first one made of the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from fxreduce.calibration.arguments import arguments
+from fxreduce.calibration.batches import Calibration
+from fxreduce.graph.affine import AffineCall
+from fxreduce.graph.modules import to_module
+from fxreduce.graph.recorder import RefusedRewrite
+from fxreduce.graph.rectifiers import find_sites
+from fxreduce.graph.run import Run
+from fxreduce.graph.shapes import copied
+from fxreduce.graph.values import VALUE, by_value
+from fxreduce.operators.affine import Conv, Operator, Refusal, as_conv, in_double
+from fxreduce.operators.patches import weights
+from fxreduce.operators.ridge import Equations, Fit, rows_for
+from fxreduce.passes.refit import Refit, fittable, refitted
+from fxreduce.progress import track
+
+SCOPES = ("merged", "downstream")
+# Bytes of the values of batches that wait at an operator for their turn at the next one. Batches
+# beyond that are run again from the start for every operator.
+CACHE = 1 << 30
+# One sample in so many is held out to choose the strength of the ridge.
+_HELD_OUT_EVERY = 4
+# Values that differ by more, relative to the largest one, are not the same value; and those of the
+# original and the reduced graph that differ by less did not change.
+_SAME, _UNCHANGED = 1e-3, 1e-5
+# Sweeps go on while each takes at least this part off the error on held-out batches.
+_GAIN, _MOST_SWEEPS = 0.02, 4
+
+
+@dataclass(frozen=True)
+class Refitted:
+    """What fitting gave.
+
+    Attributes:
+        graph_module: the reduced model with fitted weights.
+        weights: by the name of an operator's value, see `fxreduce.passes.refit.Refit`.
+        error, error_before: the squared error of the output on held-out batches, relative to the
+            original's square.
+        refusals: operators that could not be fitted, with the reasons.
+    """
+
+    graph_module: GraphModule
+    weights: Mapping[str, Tensor]
+    error: float
+    error_before: float
+    refusals: tuple[RefusedRewrite, ...]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """An operator of the reduced graph to fit, and the node of the original with its value."""
+
+    value: str
+    call: AffineCall
+    original: Node
+
+
+@torch.no_grad()
+def refit(
+    original: GraphModule,
+    unmerged: GraphModule,
+    merged: GraphModule,
+    calibration: Calibration,
+    scope: str = "downstream",
+    *,
+    sweeps: int | None = None,
+) -> Refitted:
+    """Fit the weights of a merged graph to the original's values.
+
+    Args:
+        original: with all its rectifiers, its values named.
+        unmerged: the same with rectifiers replaced, its values named alike.
+        merged: what `unmerged` was merged to.
+        calibration: with held-out batches.
+        scope: "merged" fits the operators in whose region a rectifier was removed, "downstream"
+            all that read what these changed as well.
+        sweeps: how often at most; None goes on while the error on held-out batches falls.
+    """
+    before = output_error(original, merged, calibration)
+    found = _Finder(original, unmerged, merged, scope)
+    places = list(found.places(calibration))
+    start = {place.value: weights(as_conv(in_double(place.call.operator))) for place in places}
+    working = Refit(start).run(merged).graph_module
+    named = by_value(working)
+    places = [
+        replace(place, call=call)
+        for place in places
+        if isinstance(call := fittable(working, named[place.value]), AffineCall)
+    ]
+    sweep = _Sweep(original, working, calibration, places)
+    best, kept, least = before, dict[str, Tensor](), inf
+    for number in range((sweeps or _MOST_SWEEPS) if places else 0):
+        fitted = sweep.run(f"refitting, sweep {number + 1}")
+        error = output_error(original, working, calibration)
+        least = min(least, error)
+        gained, enough = error < best, error > (1 - _GAIN) * best
+        if gained:
+            best, kept = error, fitted
+        if enough and number:
+            break
+    refusals = list(found.refusals)
+    if places and not kept:
+        reason = (
+            "the weights stay, as fitting raises the squared error of the output on held-out "
+            f"batches from {before:.3g} to {least:.3g}; more calibration data may help"
+        )
+        refusals.append(RefusedRewrite("the whole graph", reason, Refit.name))
+    result = Refit(kept).run(merged).graph_module
+    return Refitted(result, kept, best, before, tuple(refusals))
+
+
+def output_error(original: nn.Module, other: nn.Module, calibration: Calibration) -> float:
+    """The squared error of the outputs on held-out batches, relative to the original's square."""
+    apart = whole = 0.0
+    for number, batch in enumerate(calibration.check_batches()):
+        expected, seen = (calibration.run(each, number, batch) for each in (original, other))
+        pairs = zip(pytree.tree_leaves(expected), pytree.tree_leaves(seen), strict=True)
+        for a, b in pairs:
+            if isinstance(a, Tensor) and a.is_floating_point():
+                apart += float((a.double() - b.double()).square().sum())
+                whole += float(a.double().square().sum())
+    return apart / whole if whole else apart
+
+
+class _Finder:
+    """Which operators are to be fitted: those whose values the removals changed."""
+
+    def __init__(
+        self, original: GraphModule, unmerged: GraphModule, merged: GraphModule, scope: str
+    ) -> None:
+        self.refusals: list[RefusedRewrite] = []
+        self._graphs = (original, unmerged, merged)
+        self._scope = scope
+        self._named = by_value(original)
+        kept = {site.name for site in find_sites(unmerged)}
+        self._removed = {site.node for site in find_sites(original) if site.name not in kept}
+
+    def places(self, calibration: Calibration) -> Iterator[_Place]:
+        """The operators, in order of execution; one batch tells what changed."""
+        _, unmerged, merged = self._graphs
+        found = {
+            node: call
+            for value, node in by_value(merged).items()
+            if value in self._named and (call := fittable(merged, node)) is not None
+        }
+        nodes = [
+            (self._named[node.meta[VALUE]], by_value(unmerged)[node.meta[VALUE]], node)
+            for node in merged.graph.nodes
+            if node in found
+        ]
+        if not nodes:
+            return
+        batch = calibration.first()
+        runs = [
+            Run(graph, arguments(graph, calibration.forward, copied(batch)), keep)
+            for graph, keep in zip(self._graphs, zip(*nodes, strict=True), strict=True)
+        ]
+        for place in nodes:
+            expected, plain, seen = (run.take(node) for run, node in zip(runs, place, strict=True))
+            if _apart(plain, seen) > _SAME or _apart(expected, plain) <= _UNCHANGED:
+                continue
+            call, value = found[place[2]], place[2].meta[VALUE]
+            if isinstance(call, Refusal):
+                self.refusals.append(RefusedRewrite(value, call.reason, Refit.name))
+            elif self._scope == "downstream" or self._spans_removal(place[0], call):
+                yield _Place(value, call, place[0])
+
+    def _spans_removal(self, node: Node, call: AffineCall) -> bool:
+        """Whether a rectifier was removed between the operator's input and its value."""
+        start, waiting, seen = call.input.meta.get(VALUE), [node], set[Node]()
+        while waiting:
+            node = waiting.pop()
+            if node in self._removed:
+                return True
+            if node.meta[VALUE] != start and node not in seen:
+                seen.add(node)
+                waiting.extend(node.all_input_nodes)
+        return False
+
+
+class _Sweep:
+    """One way through the operators, front to back."""
+
+    def __init__(
+        self,
+        original: GraphModule,
+        working: GraphModule,
+        calibration: Calibration,
+        places: Sequence[_Place],
+    ) -> None:
+        self._graphs = (original, working)
+        self._calibration = replace(calibration, progress=False)
+        self._progress = calibration.progress
+        self._places = places
+        count = calibration.loader.count()
+        self._batches = max(1, count - (len(calibration.held_out) if calibration.skip else 0))
+
+    def run(self, description: str) -> dict[str, Tensor]:
+        """Fit every operator once; returns the weights."""
+        self._waiting: dict[int, tuple[Run, Run]] = {}
+        fitted = {}
+        places = track(
+            range(len(self._places)), description, total=len(self._places), progress=self._progress
+        )
+        for number in places:
+            place = self._places[number]
+            operator = place.call.operator
+            fit = self._fit(number, as_conv(in_double(_current(self._graphs[1], place))))
+            matrices = weights(fit.operator)
+            module = to_module(refitted(operator, matrices), place.call.like)
+            target = str(place.call.node.target)
+            self._graphs[1].get_submodule(target).load_state_dict(module.state_dict())
+            assert place.call.like is not None  # as it has weights
+            fitted[place.value] = matrices.to(place.call.like.dtype)
+        self._waiting.clear()
+        return fitted
+
+    def _fit(self, number: int, operator: Conv) -> Fit:
+        place, seen, rows, equations = self._places[number], 0, 0, None
+        for batch, (original, reduced) in self._runs(number):
+            reduced.until(place.call.node)
+            x = _samples(reduced.env[place.call.input], operator.rank)
+            y = _samples(original.take(place.original), operator.rank)
+            positions = y.shape[2:].numel()
+            if equations is None:  # batches are taken to be like the first one
+                available = len(x) * positions * self._batches
+                rows = rows_for(operator, available) // self._batches + 1
+                equations = Equations(operator, available, x.device)
+            held_out = self._held_out(batch, seen, len(x))
+            seen += len(x)
+            chosen, places = _pick(len(x), positions, rows, batch)
+            equations.add(x[chosen], y[chosen], places.to(x.device), held_out[chosen])
+        assert equations is not None  # as there is a batch
+        return equations.solve()
+
+    def _held_out(self, batch: int, seen: int, samples: int) -> Tensor:
+        """Which samples choose the strength: those of whole batches, where there are enough."""
+        if self._batches >= _HELD_OUT_EVERY:
+            return torch.full((samples,), batch % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1)
+        return torch.arange(seen, seen + samples) % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
+
+    def _runs(self, number: int) -> Iterator[tuple[int, tuple[Run, Run]]]:
+        """Of each batch the runs of the original and of the reduced graph."""
+        yield from self._waiting.items()
+        self._let_go()
+        if number and len(self._waiting) == self._batches:
+            return
+        for place, (_, batch) in enumerate(self._calibration.batches("")):
+            if place in self._waiting:
+                continue
+            keep = {each.original for each in self._places[number:]}
+            runs = self._begin(batch, keep)
+            yield place, runs
+            self._waiting[place] = runs
+            self._let_go()
+
+    def _begin(self, batch: Any, keep: set[Node]) -> tuple[Run, Run]:
+        original, reduced = self._graphs
+        forward = self._calibration.forward
+        return (
+            Run(original, arguments(original, forward, copied(batch)), keep),
+            Run(reduced, arguments(reduced, forward, copied(batch))),
+        )
+
+    def _let_go(self) -> None:
+        """Drop runs until those that wait fit in the cache."""
+        while sum(run.bytes() for pair in self._waiting.values() for run in pair) > CACHE:
+            self._waiting.popitem()
+
+
+def _current(working: GraphModule, place: _Place) -> Operator:
+    call = fittable(working, place.call.node)
+    assert isinstance(call, AffineCall)  # as it was one before its weights changed
+    return call.operator
+
+
+def _samples(value: Tensor, rank: int) -> Tensor:
+    """The value as [N, C, *spatial]."""
+    return value.reshape(-1, *value.shape[value.dim() - rank - 1 :])
+
+
+def _pick(samples: int, positions: int, rows: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Which samples and which positions of each make up about so many rows."""
+    generator = torch.Generator().manual_seed(seed)
+    each = min(positions, -(-rows // samples))
+    chosen = torch.randperm(samples, generator=generator)[: -(-rows // each)]
+    return chosen.sort().values, torch.randperm(positions, generator=generator)[:each].sort().values
+
+
+def _apart(a: Any, b: Any) -> float:
+    """How far two values are apart, relative to the largest; infinite where they do not compare."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.shape != b.shape:
+        return inf
+    return float((a - b).abs().max() / a.abs().max().clamp(min=torch.finfo(a.dtype).tiny))

@@ -1,0 +1,125 @@
+"""How far a sequence of removals goes once the weights are refitted.
+
+A judge looks at the refitted model, which is too dear to make for each removal. So the removals are
+chosen first, in their order, and then the longest beginning of the sequence that the judge accepts
+is found by bisection. The removal that ends it is left out, and what follows is tried once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.fx import GraphModule
+
+from fxreduce.calibration.batches import Calibration
+from fxreduce.graph.recorder import RefusedRewrite
+from fxreduce.operators.affine import ScaleShift
+from fxreduce.operators.cost import CostModel
+from fxreduce.passes.linearise import Linearise
+from fxreduce.planning.budgets import Judge
+from fxreduce.planning.example import Example
+from fxreduce.planning.execute import merge
+from fxreduce.planning.refit import Refitted, refit
+from fxreduce.verify import Checker
+
+# How often a removal is left out for the sake of those behind it.
+_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Which removals stay.
+
+    Attributes:
+        sites: their names, in order.
+        weights: the fitted weights, see `fxreduce.passes.refit.Refit`.
+        lines: what fitting did.
+        refusals: removals that the judge refused, and operators that could not be fitted.
+    """
+
+    sites: tuple[str, ...]
+    weights: Mapping[str, Tensor]
+    lines: tuple[str, ...]
+    refusals: tuple[RefusedRewrite, ...]
+
+
+@dataclass(frozen=True)
+class Settling:
+    """What settling works with.
+
+    Attributes:
+        prepared: the graph with all its rectifiers, its values named.
+        maps: of each site that may go, what takes its place.
+        calibration: with held-out batches.
+        example: the batch that told the shapes.
+        cost: decides which exact merges pay.
+        scope: see `fxreduce.planning.refit.refit`.
+        judge: accepts or refuses a refitted model.
+        disable: names of merging passes to skip.
+        verify: whether merges are checked.
+    """
+
+    prepared: GraphModule
+    maps: Mapping[str, ScaleShift]
+    calibration: Calibration
+    example: Example
+    cost: CostModel
+    scope: str
+    judge: Judge
+    disable: Collection[str] = ()
+    verify: bool = True
+
+    def run(self, sites: Sequence[str]) -> Settled:
+        """The longest part of the sequence that the judge accepts."""
+        kept, rest = list[str](), list(sites)
+        refusals = list[RefusedRewrite]()
+        for _ in range(_ROUNDS):
+            count, reason = self._longest(kept, rest)
+            kept += rest[:count]
+            if reason is None:
+                rest = []
+                break
+            refusals.append(RefusedRewrite(rest[count], reason, Linearise.name))
+            rest = rest[count + 1 :]
+        refusals += [
+            RefusedRewrite(site, "removals before it used up the budget", Linearise.name)
+            for site in rest
+        ]
+        if not kept:
+            return Settled((), {}, (), tuple(refusals))
+        fitted = self._refitted(kept)
+        if self.judge.after(fitted.graph_module) is not None:
+            fitted = self._refitted(kept, sweeps=1)  # which it accepted
+        line = (
+            f"{len(fitted.weights)} operators refitted: squared error of the output on held-out "
+            f"batches {fitted.error_before:.3g} -> {fitted.error:.3g}"
+        )
+        return Settled(tuple(kept), fitted.weights, (line,), (*refusals, *fitted.refusals))
+
+    def _longest(self, kept: list[str], rest: list[str]) -> tuple[int, str | None]:
+        """How many of the rest may go as well, and why not one more."""
+        if (reason := self._refused([*kept, *rest])) is None:
+            return len(rest), None
+        low, high = 0, len(rest)  # `low` of them are accepted, `high` are not
+        while high - low > 1:
+            middle = (low + high) // 2
+            found = self._refused([*kept, *rest[:middle]])
+            low, high = (middle, high) if found is None else (low, middle)
+            reason = found or reason
+        return low, reason
+
+    def _refused(self, sites: Sequence[str]) -> str | None:
+        """Why the judge refuses the model without these sites; None where it does not."""
+        if type(self.judge).after is Judge.after:
+            return None  # it accepts all
+        return self.judge.after(self._refitted(sites, sweeps=1).graph_module)
+
+    def _refitted(self, sites: Sequence[str], *, sweeps: int | None = None) -> Refitted:
+        maps = {site: self.maps[site] for site in sites}
+        unmerged = Linearise(tuple(sites), maps).run(self.prepared).graph_module
+        example = self.example
+        check = Checker(unmerged, example.forward, example.batch) if self.verify else None
+        merged = merge(unmerged, self.cost, example, disable=self.disable, check=check).graph_module
+        return refit(self.prepared, unmerged, merged, self.calibration, self.scope, sweeps=sweeps)

@@ -1,0 +1,166 @@
+"""Refitting absorbs what removals change, and is left out where it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+import fxreduce
+from fxreduce.api import _prepare
+from fxreduce.calibration.loader import Loader
+from fxreduce.planning import refit as refitting
+from fxreduce.planning.planner import HELD_OUT_EVERY
+from fxreduce.planning.refit import output_error
+from tests.models import Residual, Small, images, seeded, snapshot
+
+BATCHES = images(32, 32, 32, 32, 32, 32)
+
+
+class Inverted(nn.Module):
+    """Expand, depthwise, project, with a skip, and tokens through an MLP behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand = nn.Sequential(nn.Conv2d(3, 12, 1), nn.BatchNorm2d(12), nn.ReLU6())
+        self.depth = nn.Sequential(
+            nn.Conv2d(12, 12, 3, padding=1, groups=12), nn.BatchNorm2d(12), nn.ReLU6()
+        )
+        self.project = nn.Conv2d(12, 3, 1)
+        self.norm = nn.LayerNorm(3)
+        self.mlp = nn.Sequential(nn.Linear(3, 8), nn.GELU(), nn.Linear(8, 3))
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.project(self.depth(self.expand(x)))
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = tokens + self.mlp(self.norm(tokens))
+        return self.head(tokens.mean(1))
+
+
+def reduced(model: nn.Module, compensate: str, **options: object) -> GraphModule:
+    return fxreduce.apply(model, BATCHES, compensate=compensate, progress=False, **options)  # type: ignore[arg-type]
+
+
+def error(model: nn.Module, other: nn.Module, seed: int = 77) -> float:
+    """On images that calibration has not seen."""
+    (x,) = images(64, seed=seed)
+    with torch.no_grad():
+        expected, seen = model(x), other(x)
+    return float((expected - seen).square().sum() / expected.square().sum())
+
+
+@pytest.mark.parametrize(("make", "budget"), [(Residual, 2), (Inverted, 3), (Inverted, 2)])
+def test_unseen_images_gain_too(make: Callable[[], nn.Module], budget: int) -> None:
+    model, data = seeded(make), images(*[96] * 6)
+    before = snapshot(model)
+    errors = {
+        each: error(model, fxreduce.apply(model, data, budget=budget, compensate=each))
+        for each in ("channel", "refit")
+    }
+    assert errors["refit"] < errors["channel"]
+    assert snapshot(model) == before
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**16), st.sampled_from((Small, Residual, Inverted)), st.integers(1, 4))
+def test_on_held_out_batches_refit_never_loses_to_channel(
+    seed: int, make: Callable[[], nn.Module], batches: int
+) -> None:
+    model = seeded(make, seed)
+    data = images(*[5] * batches, seed=seed)
+    _, calibration, _ = _prepare(model, Loader(data, keep=True), None, None, False)
+    calibration = calibration.hold_out(HELD_OUT_EVERY)
+    channel, refit = (
+        output_error(model, fxreduce.apply(model, data, budget=2, compensate=each), calibration)
+        for each in ("channel", "refit")
+    )
+    assert refit <= channel * (1 + 1e-5)
+
+
+def test_the_report_says_what_was_refitted() -> None:
+    report = fxreduce.report(reduced(seeded(Residual), "refit", budget=2))
+    assert "operators refitted: squared error of the output on held-out batches" in str(report)
+
+
+def test_the_scope_keeps_what_no_removal_touches() -> None:
+    model = seeded(Residual)
+    plans = {
+        scope: fxreduce.analyze(model, BATCHES).plan(
+            budget=1, include=["relu"], compensate="refit", refit_scope=scope
+        )
+        for scope in ("merged", "downstream")
+    }
+    assert set(plans["merged"].weights) < set(plans["downstream"].weights)
+    assert "head" not in plans["merged"].weights
+    with pytest.raises(
+        fxreduce.UnsupportedError, match="one of 'merged', 'downstream'; seen: 'all'"
+    ):
+        fxreduce.apply(model, BATCHES, budget=1, refit_scope="all")
+
+
+def test_without_a_cache_the_weights_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = seeded(Inverted)
+    expected = fxreduce.analyze(model, BATCHES).plan(budget=3)
+    monkeypatch.setattr(refitting, "CACHE", 0)
+    found = fxreduce.analyze(model, BATCHES).plan(budget=3)
+    assert list(found.weights) == list(expected.weights) != []
+    for name, weights in expected.weights.items():
+        torch.testing.assert_close(found.weights[name], weights)
+
+
+def test_a_judge_sees_the_refitted_model_and_ends_the_sequence() -> None:
+    model = seeded(Inverted)
+    seen: list[nn.Module] = []
+
+    def evaluate(module: nn.Module) -> float:
+        seen.append(module)
+        return -error(model, module)
+
+    whole = -evaluate(reduced(model, "refit", budget=3))
+    budget = fxreduce.MaxDrop(whole / 2, evaluate)
+    plan = fxreduce.analyze(model, BATCHES).plan(budget=budget, compensate="refit")
+    assert 0 < len(plan.sites) < 3
+    assert error(model, plan.apply(model)) <= whole / 2 * 1.01
+    refused = {refusal.where: refusal.reason for refusal in plan.refusals}
+    assert any("evaluate falls from" in reason for reason in refused.values())
+
+
+def test_a_plan_carries_fitted_weights_for_the_model_that_they_fit(tmp_path: Path) -> None:
+    model = seeded(Residual)
+    plan = fxreduce.analyze(model, BATCHES).plan(budget=2)
+    assert plan.weights
+    plan.save(tmp_path / "plan.json")
+    loaded = fxreduce.Plan.load(tmp_path / "plan.json")
+    ours, theirs = plan.apply(model), loaded.apply(model)
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(theirs.state_dict()[name], tensor)
+    assert error(model, theirs) == error(model, reduced(model, "refit", budget=2))
+
+    other = seeded(Residual, seed=5)
+    report = fxreduce.report(loaded.apply(other))
+    assert any("the fitted weights are left out" in each.reason for each in report.refusals)
+    channel = fxreduce.analyze(model, BATCHES).plan(budget=2, compensate="channel").apply(other)
+    assert error(other, loaded.apply(other)) == pytest.approx(error(other, channel), rel=1e-3)
+
+    (tmp_path / "plan.safetensors").unlink()
+    with pytest.raises(fxreduce.PlanError, match="keep the two together"):
+        fxreduce.Plan.load(tmp_path / "plan.json")
+
+
+def test_the_same_weights_serve_whatever_captured_the_model() -> None:
+    model = seeded(Inverted)
+    plan = fxreduce.analyze(model, BATCHES).plan(budget=3)
+    exported = torch.export.export(
+        model, (BATCHES[0],), dynamic_shapes=({0: torch.export.Dim("batch")},)
+    )
+    for form in (torch.fx.symbolic_trace(model), exported):
+        result = plan.apply(form)
+        assert error(model, result) == pytest.approx(error(model, plan.apply(model)), rel=1e-3)
+        assert not [each for each in fxreduce.report(result).refusals if each.rewrite == "refit"]
