@@ -13,10 +13,10 @@ from fxreduce.graph.capture import capture_record
 from fxreduce.operators.cost import CostModel
 from fxreduce.planning.budgets import Budget
 from fxreduce.planning.example import Example
-from fxreduce.planning.importance import Importance
 from fxreduce.planning.measure import SiteStatistics
 from fxreduce.planning.plan import Plan
 from fxreduce.planning.planner import Options, make_plan
+from fxreduce.planning.ranking import Importance, SiteImportance
 from fxreduce.report.table import table
 
 SCHEMA = 1
@@ -85,7 +85,7 @@ class Analysis:
         self,
         *,
         budget: int | float | str | Budget = "auto",
-        importance: str | Importance = "entropy",
+        importance: str | Importance | SiteImportance = "entropy",
         cost: str | CostModel = "flops",
         compensate: str = "channel",
         include: Sequence[str] | None = None,
@@ -95,8 +95,13 @@ class Analysis:
 
         Args:
             budget: how many sites (int), which fraction of them (float), a Budget, or "auto",
-                which is Fidelity(0.99).
-            importance: "entropy", or a function of a site's statistics; the least goes first.
+                which is Fidelity(0.99). Budgets combine: `a & b` allows what both allow.
+            importance: what orders the sites, the least goes first: "entropy" (EASIER);
+                "residual", the share of the rectifier's output variance that the best affine map
+                of each channel leaves unexplained; "sensitivity", the relative mean squared change
+                of the model's output without the site; "batchnorm", how often a state that is
+                forced on a channel is wrong by the β and γ of its batch-norm (TLC), sites without
+                one last; or a function of a site's statistics.
             cost: which exact merges pay: "flops" or a cost model.
             compensate: what takes a rectifier's place: "identity", or "channel", the affine map of
                 each channel that fits it best on the calibration data.

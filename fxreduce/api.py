@@ -24,9 +24,9 @@ from fxreduce.passes.pipeline import PREPARE, as_disabled
 from fxreduce.planning.budgets import Budget
 from fxreduce.planning.example import Example, learn_shapes
 from fxreduce.planning.execute import Decisions, execute
-from fxreduce.planning.importance import Importance
 from fxreduce.planning.measure import measure
 from fxreduce.planning.planner import Options, make_plan, require_compensation
+from fxreduce.planning.ranking import Importance, SiteImportance
 
 
 def analyze(
@@ -82,7 +82,7 @@ def apply(
     calib_loader: Iterable[Any],
     *,
     budget: int | float | str | Budget = "auto",
-    importance: str | Importance = "entropy",
+    importance: str | Importance | SiteImportance = "entropy",
     compensate: str = "channel",
     cost: str | CostModel = "flops",
     include: Sequence[str] | None = None,
@@ -112,8 +112,8 @@ def apply(
         EquivalenceError: a merge changed what the unmerged graph computes.
     """
     # What does not depend on the data is refused before the data are read.
-    options = Options.of(budget, importance, cost, compensate, include, exclude)
     disabled = as_disabled(disable)
+    options = Options.of(budget, importance, cost, compensate, include, exclude, disable=disabled)
     loader = Loader(calib_loader, keep=True)
     graph_module, calibration, example = _prepare(model, loader, forward, device, progress)
     plan = make_plan(graph_module, calibration, example, options)

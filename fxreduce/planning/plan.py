@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from fxreduce.graph.capture import Model, capture
 from fxreduce.graph.recorder import RefusedRewrite
 from fxreduce.operators.affine import ScaleShift
 from fxreduce.operators.cost import CostModel, as_cost
+from fxreduce.passes.pipeline import as_disabled
 from fxreduce.planning.example import InputSpec, TensorSpec, learn_shapes
 from fxreduce.planning.execute import Decisions, execute
 from fxreduce.planning.fingerprint import Fingerprint, fingerprint, require_same
@@ -29,11 +31,15 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Step:
-    """One removal: the site, its entropy in bits and its importance when it was chosen."""
+    """One removal: the site, its entropy in bits and its importance when it was chosen.
+
+    `unjudged` says why the importance's own rule did not judge the site, where it did not.
+    """
 
     site: str
     entropy: float
     importance: float
+    unjudged: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ class Plan:
         lines = [
             f"{step.site} removed at {step.entropy:.4f} bits"
             + ("" if step.importance == step.entropy else f", importance {step.importance:.4g}")
+            + (f"; ranked last: {step.unjudged}" if step.unjudged else "")
             for step in self.steps
         ]
         lines.append(f"stopped: {self.stopped}")
@@ -83,17 +90,22 @@ class Plan:
             self.cost, self.sites, self.maps, self.entropies, tuple(lines), self.refusals
         )
 
-    def apply(self, model: Model, *, verify: bool = True) -> GraphModule:
+    def apply(
+        self, model: Model, *, verify: bool = True, disable: str | Collection[str] = ()
+    ) -> GraphModule:
         """The model without the plan's rectifiers, merged; the model is unchanged.
 
         Args:
             model: of the architecture that the plan was made for; its weights may be new.
             verify: check every merge, on random inputs of the shapes that the plan was made with.
+            disable: names of passes to skip.
 
         Raises:
             PlanError: the model is of another architecture; the first difference is named.
+            UnsupportedError: `disable` names what is no pass.
             EquivalenceError: a merge changed what the unmerged graph computes.
         """
+        disabled = as_disabled(disable)
         graph_module = capture(model)
         require_same(self.architecture, fingerprint(graph_module))
         example = None
@@ -101,7 +113,9 @@ class Plan:
             parameter = next(graph_module.parameters(), None)
             random = self.inputs.example(None if parameter is None else parameter.device)
             example = learn_shapes(graph_module, random.batch, random.forward)
-        return execute(graph_module, self.decisions, example=example, verify=verify)
+        return execute(
+            graph_module, self.decisions, example=example, verify=verify, disable=disabled
+        )
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the plan as JSON, atomically.
@@ -112,13 +126,16 @@ class Plan:
         as_cost(self.cost.name)
         content = asdict(self) | {
             "schema": SCHEMA,
+            "steps": [
+                asdict(step) | {"importance": _number(step.importance)} for step in self.steps
+            ],
             "cost": self.cost.name,
             "maps": {
                 name: {"scale": m.scale.tolist(), "shift": m.shift.tolist(), "rank": m.rank}
                 for name, m in self.maps.items()
             },
         }
-        text = json.dumps(content, indent=1)
+        text = json.dumps(content, indent=1, allow_nan=False)
         try:
             write_atomically(Path(path), lambda temporary: _write(temporary, text))
         except OSError as error:
@@ -156,11 +173,18 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+def _number(value: float) -> float | str:
+    """The number as JSON has it, which knows no infinity: that is "inf" or "-inf"."""
+    return value if isfinite(value) else str(value)
+
+
 def _decode(content: dict[str, Any]) -> dict[str, Any]:
     """The fields of a plan from its JSON."""
     inputs = content["inputs"]
     return {
-        "steps": tuple(Step(**step) for step in content["steps"]),
+        "steps": tuple(
+            Step(**{**step, "importance": float(step["importance"])}) for step in content["steps"]
+        ),
         "regions": tuple(tuple(region) for region in content["regions"]),
         "compensate": content["compensate"],
         "stopped": content["stopped"],
