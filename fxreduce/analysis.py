@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch.fx import GraphModule
 
@@ -17,7 +18,11 @@ from fxreduce.planning.measure import SiteStatistics
 from fxreduce.planning.plan import Plan
 from fxreduce.planning.planner import Options, make_plan
 from fxreduce.planning.ranking import Importance, SiteImportance
+from fxreduce.report.chart import entropy_chart
 from fxreduce.report.table import table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SCHEMA = 1
 
@@ -58,6 +63,23 @@ class Analysis:
             )
         header = ("site", "kind", "channels", "entropy (bits)", "always off", "always on")
         return table(header, rows, left=2)
+
+    def plot(self) -> Figure:
+        """The entropy of every site as a bar chart, in order of execution from the top.
+
+        Returns:
+            A matplotlib Figure: show it in a notebook, or write it with `savefig(path)`. It opens
+            no window and is no part of pyplot's state.
+
+        Raises:
+            UnsupportedError: matplotlib is not installed.
+        """
+        return entropy_chart(
+            [site.name for site in self.sites],
+            [site.kind for site in self.sites],
+            [site.entropy for site in self.sites],
+            f"Entropy of {len(self.sites)} rectifiers in order of execution ({self.entropy} rule)",
+        )
 
     def to_json(self) -> str:
         """The sites as JSON; `schema` numbers the layout."""
