@@ -108,7 +108,8 @@ class All(Combinable):
 
     A rectifier goes only if all of them allow it, and planning ends as soon as one of them has
     enough: `MaxDrop(0.01, evaluate) & Speedup(1.5)` removes until the model is 1.5 times as cheap,
-    and nothing that costs more than 0.01.
+    and nothing that costs more than 0.01. They are asked from left to right: write what is quick to
+    tell first.
     """
 
     budgets: tuple[Budget, ...]

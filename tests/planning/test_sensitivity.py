@@ -97,6 +97,18 @@ def test_an_output_of_several_tensors_counts_by_the_mean_of_their_changes() -> N
         assert plan.steps[0].importance == pytest.approx(share / 2, rel=1e-9)
 
 
+def test_an_output_that_stays_zero_has_not_changed() -> None:
+    class Beside(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x.relu(), x * 0
+
+    x = points(40, 3).double()
+    analysis = fxreduce.analyze(Beside().eval(), [x])
+    plan = analysis.plan(budget=1, importance="sensitivity", compensate="identity")
+    share = float((x - x.relu()).square().sum() / x.relu().square().sum())
+    assert plan.steps[0].importance == pytest.approx(share / 2, rel=1e-9)
+
+
 class Logarithm(nn.Module):
     """Without its first rectifier the output is not finite."""
 

@@ -87,12 +87,13 @@ class Costly(nn.Module):
         return self.second(x.log().cos()).softmax(-1)
 
 
-def test_removals_behind_the_largest_speedup_are_not_kept() -> None:
+@pytest.mark.parametrize("scale_shift", [1, 20])
+def test_removals_behind_the_largest_speedup_are_not_kept(scale_shift: float) -> None:
     model = seeded(Costly)
-    # 8 calls, 6 without the first. In the place of the second stands a map, which costs 20.
+    # 8 calls, 6 without the first. In the place of the second stands a map, which costs no less.
     plan = fxreduce.analyze(model, POINTS).plan(
         budget=fxreduce.Speedup(2),
-        cost=Calls(scale_shift=20),
+        cost=Calls(scale_shift=scale_shift),
         compensate="channel",
         importance=lambda site: site.name == "second",
     )
@@ -112,6 +113,23 @@ def test_a_model_without_rectifiers_is_judged_all_the_same() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).eval()
     plan = fxreduce.analyze(model, POINTS).plan(budget=fxreduce.Speedup(3), cost=Calls())
     assert plan.stopped.startswith("no site is left to try; 3 times as cheap is not reached; the")
+
+
+@pytest.mark.parametrize(
+    ("model", "stopped"),
+    [
+        (nn.Sequential(nn.ReLU()), "it is inf times as cheap, as the budget says"),
+        (
+            nn.Identity(),
+            "no site is left to try; 2 times as cheap is not reached; the best that was",
+        ),
+    ],
+)
+def test_a_graph_of_which_nothing_is_left_costs_nothing(model: nn.Module, stopped: str) -> None:
+    plan = fxreduce.analyze(model.eval(), POINTS).plan(
+        budget=fxreduce.Speedup(2), cost=Calls(), compensate="identity"
+    )
+    assert plan.stopped.startswith(stopped)
 
 
 def test_passes_that_are_switched_off_gain_nothing() -> None:
