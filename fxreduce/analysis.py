@@ -78,7 +78,7 @@ class Analysis:
             [site.name for site in self.sites],
             [site.kind for site in self.sites],
             [site.entropy for site in self.sites],
-            f"Entropy of {len(self.sites)} rectifiers in order of execution ({self.entropy} rule)",
+            f"Entropy of the rectifiers in order of execution ({self.entropy} rule)",
         )
 
     def to_json(self) -> str:

@@ -38,7 +38,7 @@ def test_plot_shows_the_entropy_of_each_site_in_order_of_execution() -> None:
     assert [text.get_text() for text in axes.get_yticklabels()] == [s.name for s in analysis.sites]
     assert [bar.get_width() for bar in bars(figure)] == [site.entropy for site in analysis.sites]
     assert axes.get_xlabel() == "entropy (bits)"
-    assert figure.get_suptitle() == "Entropy of 4 rectifiers in order of execution (paper rule)"
+    assert figure.get_suptitle() == "Entropy of the rectifiers in order of execution (paper rule)"
 
 
 def test_each_kind_has_a_colour_of_its_own_and_a_name_in_the_legend() -> None:
