@@ -18,6 +18,7 @@ from fxreduce.errors import (
 from fxreduce.graph.capture import capture
 from fxreduce.planning.budgets import Budget, EntropyBelow, Fidelity, Fraction, MaxDrop, Remove
 from fxreduce.planning.plan import Plan
+from fxreduce.planning.speedup import Speedup
 from fxreduce.report.report import Report, report
 from fxreduce.verify import Equivalence, verify
 
@@ -39,6 +40,7 @@ __all__ = [
     "PlanError",
     "Remove",
     "Report",
+    "Speedup",
     "UnsupportedError",
     "analyze",
     "apply",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch.fx import GraphModule
 
@@ -13,11 +14,15 @@ from fxreduce.graph.capture import capture_record
 from fxreduce.operators.cost import CostModel
 from fxreduce.planning.budgets import Budget
 from fxreduce.planning.example import Example
-from fxreduce.planning.importance import Importance
 from fxreduce.planning.measure import SiteStatistics
 from fxreduce.planning.plan import Plan
 from fxreduce.planning.planner import Options, make_plan
+from fxreduce.planning.ranking import Importance, SiteImportance
+from fxreduce.report.chart import entropy_chart
 from fxreduce.report.table import table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SCHEMA = 1
 
@@ -59,6 +64,23 @@ class Analysis:
         header = ("site", "kind", "channels", "entropy (bits)", "always off", "always on")
         return table(header, rows, left=2)
 
+    def plot(self) -> Figure:
+        """The entropy of every site as a bar chart, in order of execution from the top.
+
+        Returns:
+            A matplotlib Figure: show it in a notebook, or write it with `savefig(path)`. It opens
+            no window and is no part of pyplot's state.
+
+        Raises:
+            UnsupportedError: matplotlib is not installed.
+        """
+        return entropy_chart(
+            [site.name for site in self.sites],
+            [site.kind for site in self.sites],
+            [site.entropy for site in self.sites],
+            f"Entropy of the rectifiers in order of execution ({self.entropy} rule)",
+        )
+
     def to_json(self) -> str:
         """The sites as JSON; `schema` numbers the layout."""
         return json.dumps(
@@ -85,7 +107,7 @@ class Analysis:
         self,
         *,
         budget: int | float | str | Budget = "auto",
-        importance: str | Importance = "entropy",
+        importance: str | Importance | SiteImportance = "entropy",
         cost: str | CostModel = "flops",
         compensate: str = "refit",
         include: Sequence[str] | None = None,
@@ -96,8 +118,13 @@ class Analysis:
 
         Args:
             budget: how many sites (int), which fraction of them (float), a Budget, or "auto",
-                which is Fidelity(0.99).
-            importance: "entropy", or a function of a site's statistics; the least goes first.
+                which is Fidelity(0.99). Budgets combine: `a & b` allows what both allow.
+            importance: what orders the sites, the least goes first: "entropy" (EASIER);
+                "residual", the share of the rectifier's output variance that the best affine map
+                of each channel leaves unexplained; "sensitivity", the relative mean squared change
+                of the model's output without the site; "batchnorm", how often a state that is
+                forced on a channel is wrong by the β and γ of its batch-norm (TLC), sites without
+                one last; or a function of a site's statistics.
             cost: which exact merges pay: "flops" or a cost model.
             compensate: what takes a rectifier's place: "identity"; "channel", the affine map of
                 each channel that fits it best on the calibration data; or "refit", which also fits

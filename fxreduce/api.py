@@ -24,9 +24,9 @@ from fxreduce.passes.pipeline import PREPARE, as_disabled
 from fxreduce.planning.budgets import Budget
 from fxreduce.planning.example import Example, learn_shapes
 from fxreduce.planning.execute import Decisions, execute
-from fxreduce.planning.importance import Importance
 from fxreduce.planning.measure import measure
 from fxreduce.planning.planner import LOCAL, Options, make_plan, require_compensation
+from fxreduce.planning.ranking import Importance, SiteImportance
 
 
 def analyze(
@@ -82,7 +82,7 @@ def apply(
     calib_loader: Iterable[Any],
     *,
     budget: int | float | str | Budget = "auto",
-    importance: str | Importance = "entropy",
+    importance: str | Importance | SiteImportance = "entropy",
     compensate: str = "refit",
     cost: str | CostModel = "flops",
     include: Sequence[str] | None = None,

@@ -34,3 +34,10 @@ class UnsupportedError(FxReduceError):
 def first_line(error: Exception) -> str:
     """What another library's error says, without the traceback that it may carry along."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def missing_extra(package: str, purpose: str, extra: str) -> UnsupportedError:
+    """The error for a `package` that is not installed, with the command that installs it."""
+    return UnsupportedError(
+        f"{purpose} needs {package}, which is not installed: pip install 'fxreduce[{extra}]'"
+    )

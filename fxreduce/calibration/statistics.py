@@ -139,7 +139,7 @@ class ChannelStatistics:
         Raises:
             CalibrationError: the moments were not taken.
         """
-        moments = self._required_moments()
+        moments = self.required_moments()
         varies = _varies(moments.m2_z, moments.mean_z, moments.count)
         slope = (moments.c_z_out / moments.m2_z.masked_fill(~varies, 1)) * varies
         return slope, moments.mean_out - slope * moments.mean_z
@@ -152,11 +152,24 @@ class ChannelStatistics:
         Raises:
             CalibrationError: the moments were not taken.
         """
-        moments = self._required_moments()
+        moments = self.required_moments()
         varies = _varies(moments.m2_z, moments.mean_z, moments.count)
         varies &= _varies(moments.m2_out, moments.mean_out, moments.count)
         product = (moments.m2_z * moments.m2_out).masked_fill(~varies, 1)
         return (1 - moments.c_z_out**2 / product).clamp(0, 1) * varies
+
+    def pooled_residual(self) -> float:
+        """The share of the variance of all channels' outputs that no affine map of z explains.
+
+        Unexplained over all variance, each summed over the channels. Between 0 and 1; 0 where no
+        output varies.
+
+        Raises:
+            CalibrationError: the moments were not taken.
+        """
+        variance = self.required_moments().m2_out
+        total = float(variance.sum())
+        return float((self.residual() * variance).sum()) / total if total > 0 else 0.0
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it as tensors by name, to be sent or saved."""
@@ -182,11 +195,15 @@ class ChannelStatistics:
             moments,
         )
 
-    def _required_moments(self) -> Moments:
+    def required_moments(self) -> Moments:
+        """The moments.
+
+        Raises:
+            CalibrationError: they were not taken.
+        """
         if self.moments is None:
             raise CalibrationError(
-                "an affine fit needs the moments of pre-activation and output; observe with "
-                "moments=True"
+                "this needs the moments of pre-activation and output; observe with moments=True"
             )
         return self.moments
 

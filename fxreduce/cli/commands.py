@@ -104,6 +104,7 @@ def reduce(arguments: argparse.Namespace) -> None:
     inputs = Inputs.load(arguments)
     plan = inputs.analyze(arguments).plan(
         budget=budget,
+        importance=arguments.importance,
         compensate=arguments.compensate,
         cost=arguments.cost,
         include=arguments.include,

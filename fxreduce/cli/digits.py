@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fxreduce.cli.errors import missing_extra
+from fxreduce.errors import missing_extra
 
 _TRAIN, _CALIBRATION = 900, 500  # the other 397 are the test images
 _BRIGHTEST = 16.0

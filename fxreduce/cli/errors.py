@@ -17,10 +17,3 @@ def unknown_name(what: str, name: str, known: Iterable[str], listing: str) -> Un
     close = get_close_matches(name, list(known), n=3, cutoff=0.6)
     advice = f"did you mean {' or '.join(close)}?" if close else listing
     return UnsupportedError(f"{what}; {advice}")
-
-
-def missing_extra(package: str, purpose: str, extra: str) -> UnsupportedError:
-    """The error for a `package` that is not installed, with the command that installs it."""
-    return UnsupportedError(
-        f"{purpose} needs {package}, which is not installed: pip install 'fxreduce[{extra}]'"
-    )

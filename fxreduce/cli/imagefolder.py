@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxreduce.cli.errors import missing_extra
 from fxreduce.cli.models import ImageFormat
-from fxreduce.errors import CalibrationError, UnsupportedError
+from fxreduce.errors import CalibrationError, UnsupportedError, missing_extra
 
 _CROP = 0.875  # the side of the centre crop over the image's shorter side, as for ImageNet
 _LAYOUT = "the layout is ROOT/CLASS/IMAGE.jpg, one folder per class"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxreduce.cli.errors import missing_extra
+from fxreduce.errors import missing_extra
 
 
 def ptflops_macs(module: nn.Module, image_shape: tuple[int, ...]) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fxreduce.cli.commands import analyze, demo, reduce
 from fxreduce.errors import FxReduceError
+from fxreduce.planning.importance import importance_names
 
 _MODEL = "torchvision:NAME, timm:NAME, or path/to/file.py:FACTORY, called without arguments"
 
@@ -98,6 +99,15 @@ def _add_reduce(parser: argparse.ArgumentParser) -> None:
         help="how much to remove: a number of rectifiers (8), a fraction of them (0.5), all below "
         "an entropy in bits ('entropy<0.3'), or auto: as long as 99%% of the predictions on "
         "calibration images stay (default)",
+    )
+    parser.add_argument(
+        "--importance",
+        choices=importance_names(),
+        default="entropy",
+        help="what orders the rectifiers, the least goes first: entropy: of the sign (EASIER); "
+        "residual: how much of the output a straight line per channel leaves unexplained; "
+        "sensitivity: how far the model's output moves without it; batchnorm: how often the sign "
+        "changes by the batch-norm's weights (TLC). Default %(default)s",
     )
     parser.add_argument(
         "--compensate",

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxreduce.cli.errors import UsageError, missing_extra, unknown_name
-from fxreduce.errors import UnsupportedError
+from fxreduce.cli.errors import UsageError, unknown_name
+from fxreduce.errors import UnsupportedError, missing_extra
 
 _FORMS = "a model is named torchvision:NAME, timm:NAME or path/to/file.py:FACTORY"
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

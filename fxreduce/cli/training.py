@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from fxreduce.cli.errors import missing_extra
+from fxreduce.errors import missing_extra
 
 _BATCH = 64
 _RATE = 0.1

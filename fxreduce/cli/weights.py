@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxreduce.cli.errors import UsageError, missing_extra
-from fxreduce.errors import UnsupportedError
+from fxreduce.cli.errors import UsageError
+from fxreduce.errors import UnsupportedError, missing_extra
 
 _SUFFIXES = (".safetensors", ".pth", ".pt")
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights

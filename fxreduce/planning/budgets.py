@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import isnan, nan
 from numbers import Integral, Real
-from typing import Any, Protocol, TypeGuard, runtime_checkable
+from typing import Any, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from torch.utils import _pytree as pytree
 
 from fxreduce.errors import CalibrationError, PlanError
 from fxreduce.planning.measure import SiteStatistics
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,29 @@ class Context:
         original: the model with all its rectifiers.
         sites: how many sites may be removed.
         outputs: runs a module on the held-out calibration batches and returns its outputs.
+        speedup: how many times as cheap an unmerged graph is, once merged, as the original
+            unmerged, by the plan's cost model.
     """
 
     original: GraphModule
     sites: int
     outputs: Callable[[nn.Module], Sequence[Any]]
+    speedup: Callable[[GraphModule], float]
+
+
+@dataclass(frozen=True)
+class Shortfall:
+    """What a budget asked for and planning did not reach.
+
+    Attributes:
+        reason: in words, for the report.
+        keep: how many of the removals come nearest to it.
+        graph_module: the graph after so many.
+    """
+
+    reason: str
+    keep: int
+    graph_module: GraphModule
 
 
 class Judge:
@@ -47,6 +67,17 @@ class Judge:
         """Why the model without the chosen site is not acceptable; None accepts it."""
         return None
 
+    def satisfied(self, current: GraphModule, removed: int) -> str | None:  # noqa: ARG002
+        """Why the model, as far as it is reduced, is all that was asked for; None goes on.
+
+        Asked at the beginning and after each removal.
+        """
+        return None
+
+    def shortfall(self) -> Shortfall | None:
+        """At the end: what was asked for and not reached, if so."""
+        return None
+
 
 @runtime_checkable
 class Budget(Protocol):
@@ -61,17 +92,75 @@ class Budget(Protocol):
         ...
 
 
-def _is_number(value: object) -> TypeGuard[float]:
+class Combinable:
+    """A budget that combines with others: `a & b` allows what both allow."""
+
+    def __and__(self, other: object) -> All:
+        return All((*_parts(self), *_parts(other)))
+
+    def __rand__(self, other: object) -> All:
+        return All((*_parts(other), *_parts(self)))
+
+
+@dataclass(frozen=True)
+class All(Combinable):
+    """Several budgets together, what `a & b` stands for.
+
+    A rectifier goes only if all of them allow it, and planning ends as soon as one of them has
+    enough: `MaxDrop(0.01, evaluate) & Speedup(1.5)` removes until the model is 1.5 times as cheap,
+    and nothing that costs more than 0.01. They are asked from left to right: write what is quick to
+    tell first.
+    """
+
+    budgets: tuple[Budget, ...]
+
+    def begin(self, context: Context) -> Judge:
+        return _AllJudge(tuple(budget.begin(context) for budget in self.budgets))
+
+
+@dataclass(frozen=True)
+class _AllJudge(Judge):
+    """Hands on the first objection of its judges."""
+
+    judges: tuple[Judge, ...]
+
+    def enough(self, removed: int) -> str | None:
+        return _first(judge.enough(removed) for judge in self.judges)
+
+    def before(self, chosen: SiteStatistics) -> str | None:
+        return _first(judge.before(chosen) for judge in self.judges)
+
+    def after(self, candidate: GraphModule) -> str | None:
+        return _first(judge.after(candidate) for judge in self.judges)
+
+    def satisfied(self, current: GraphModule, removed: int) -> str | None:
+        # All are asked: each keeps its own account of what was reached.
+        return _first([judge.satisfied(current, removed) for judge in self.judges])
+
+    def shortfall(self) -> Shortfall | None:
+        return _first(judge.shortfall() for judge in self.judges)
+
+
+def _first(found: Iterable[T | None]) -> T | None:
+    return next((each for each in found if each is not None), None)
+
+
+def _parts(budget: object) -> tuple[Budget, ...]:
+    whole = as_budget(budget)
+    return whole.budgets if isinstance(whole, All) else (whole,)
+
+
+def is_number(value: object) -> TypeGuard[float]:
     """Whether it is a real number, Python's or NumPy's; True and False are none."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _is_whole(value: object) -> TypeGuard[int]:
-    return _is_number(value) and isinstance(value, Integral)
+    return is_number(value) and isinstance(value, Integral)
 
 
 @dataclass(frozen=True)
-class Remove(Judge):
+class Remove(Combinable, Judge):
     """Remove `n` rectifiers."""
 
     n: int
@@ -95,13 +184,13 @@ class Remove(Judge):
 
 
 @dataclass(frozen=True)
-class Fraction:
+class Fraction(Combinable):
     """Remove the fraction `f` of the rectifiers, rounded down."""
 
     f: float
 
     def __post_init__(self) -> None:
-        if not _is_number(self.f) or not 0 <= self.f <= 1:
+        if not is_number(self.f) or not 0 <= self.f <= 1:
             raise PlanError(
                 f"a fraction of the rectifiers lies between 0 and 1; seen: {self.f!r}. For a "
                 "number of rectifiers pass an int"
@@ -113,13 +202,13 @@ class Fraction:
 
 
 @dataclass(frozen=True)
-class EntropyBelow(Judge):
+class EntropyBelow(Combinable, Judge):
     """Remove rectifiers as long as the lowest entropy lies below `h` bits."""
 
     h: float
 
     def __post_init__(self) -> None:
-        if not _is_number(self.h) or not self.h >= 0:
+        if not is_number(self.h) or not self.h >= 0:
             raise PlanError(f"an entropy is a number of bits, 0 or more; seen: {self.h!r}")
 
     def begin(self, context: Context) -> Judge:  # noqa: ARG002
@@ -132,7 +221,7 @@ class EntropyBelow(Judge):
 
 
 @dataclass(frozen=True)
-class MaxDrop:
+class MaxDrop(Combinable):
     """Remove rectifiers as long as `evaluate` falls by at most `drop` from the original's value.
 
     `evaluate(module) -> float` is the user's, higher is better; it gets a graph module in eval
@@ -143,7 +232,7 @@ class MaxDrop:
     evaluate: Callable[[nn.Module], float]
 
     def __post_init__(self) -> None:
-        if not _is_number(self.drop) or not self.drop >= 0:
+        if not is_number(self.drop) or not self.drop >= 0:
             raise PlanError(f"a drop is a number, 0 or more; seen: {self.drop!r}")
         if not callable(self.evaluate):
             raise PlanError(
@@ -189,7 +278,7 @@ class _DropJudge(Judge):
 
 
 @dataclass(frozen=True)
-class Fidelity:
+class Fidelity(Combinable):
     """Remove rectifiers as long as the prediction is the original's at least this often.
 
     Label-free: predictions are compared on held-out calibration batches. A prediction is the
@@ -199,7 +288,7 @@ class Fidelity:
     min_agreement: float
 
     def __post_init__(self) -> None:
-        if not _is_number(self.min_agreement) or not 0 <= self.min_agreement <= 1:
+        if not is_number(self.min_agreement) or not 0 <= self.min_agreement <= 1:
             raise PlanError(f"an agreement lies between 0 and 1; seen: {self.min_agreement!r}")
 
     def begin(self, context: Context) -> Judge:
@@ -270,7 +359,7 @@ def as_budget(budget: object) -> Budget:
     """
     if _is_whole(budget):
         return Remove(int(budget))
-    if _is_number(budget):
+    if is_number(budget):
         return Fraction(float(budget))
     if isinstance(budget, str) and budget in _NAMED:
         return _NAMED[budget]

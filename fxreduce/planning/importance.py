@@ -2,36 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from fxreduce.errors import PlanError
+from fxreduce.planning.forced_state import ForcedState
 from fxreduce.planning.measure import SiteStatistics
-
-Importance = Callable[[SiteStatistics], float]
+from fxreduce.planning.ranking import Importance, PerSite, SiteImportance
+from fxreduce.planning.sensitivity import Sensitivity
 
 
 def entropy(site: SiteStatistics) -> float:
-    """The site's entropy in bits (EASIER)."""
+    """The site's entropy in bits (EASIER, ECML PKDD 2024)."""
     return site.entropy
 
 
-_NAMED: dict[str, Importance] = {"entropy": entropy}
+def residual(site: SiteStatistics) -> float:
+    """The share of the output's variance that no affine map of the pre-activation explains.
+
+    Pooled over channels, each with a map of its own: unexplained over all variance, from 0 to 1; 0
+    where the output does not vary.
+    """
+    return site.statistics.pooled_residual()
 
 
-def register_importance(name: str, importance: Importance) -> None:
-    """Let `importance=name` stand for a function of a site's statistics."""
-    _NAMED[name] = importance
+_NAMED: dict[str, Importance] = {
+    "entropy": PerSite(entropy, moments=False),
+    "residual": PerSite(residual),
+    "sensitivity": Sensitivity(),
+    "batchnorm": ForcedState(),
+}
 
 
-def as_importance(importance: str | Importance) -> Importance:
-    """The function that a name or a callable stands for.
+def register_importance(name: str, importance: Importance | SiteImportance) -> None:
+    """Let `importance=name` stand for an importance.
+
+    Args:
+        importance: a function of a site's statistics (`fxreduce.planning.measure.SiteStatistics`),
+            or what sees the whole graph (`fxreduce.planning.ranking.Importance`).
 
     Raises:
-        PlanError: the name is not known.
+        PlanError: it is neither.
     """
-    if callable(importance):
+    _NAMED[name] = as_importance(importance)
+
+
+def importance_names() -> tuple[str, ...]:
+    """The names that importances are known by."""
+    return tuple(_NAMED)
+
+
+def as_importance(importance: str | Importance | SiteImportance) -> Importance:
+    """The importance that a name, an importance or a callable stands for.
+
+    Raises:
+        PlanError: it is none of these.
+    """
+    if isinstance(importance, Importance) and not isinstance(importance, type):
         return importance
-    if importance in tuple(_NAMED):  # compared, as what is no name may not be hashable
+    if callable(importance):
+        return PerSite(importance)
+    if importance in importance_names():  # compared, as what is no name may not be hashable
         return _NAMED[importance]
     raise PlanError(
         f"importance is a callable or one of {', '.join(map(repr, _NAMED))}; seen: {importance!r}"

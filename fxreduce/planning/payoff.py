@@ -1,9 +1,10 @@
-"""Whether merging paid: the whole merged graph against the unmerged one."""
+"""What a whole graph costs: whether merging paid, and how much cheaper a graph has become."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from functools import partial
-from math import prod
+from math import inf, prod
 
 import torch
 from torch.fx import GraphModule, Node
@@ -16,6 +17,8 @@ from fxreduce.graph.setting import setting_of
 from fxreduce.operators.affine import Refusal, identity, on_meta
 from fxreduce.operators.cost import Candidate, CostModel, costs
 from fxreduce.operators.setting import Setting
+from fxreduce.passes.base import run_pipeline
+from fxreduce.passes.pipeline import fusion
 from fxreduce.planning.example import Example
 from fxreduce.timing import median_latencies
 
@@ -32,21 +35,45 @@ def not_paid(
         cost: what rates them: measured latencies by the clock, others by the sum over the graph.
         example: the inputs that both are run on.
     """
-    if isinstance(cost, LatencyCost):
-        before, after = (1e3 * each for each in _seconds((unmerged, merged), example))
-        unit = "ms by the clock"
-    else:
-        before, after = (_sum(each, cost) for each in (unmerged, merged))
-        unit = cost.name
+    before, after = _rated((unmerged, merged), cost, example)
     if after <= before:
         return None
+    unit = "ms by the clock" if isinstance(cost, LatencyCost) else cost.name
     return Refusal(
         f"all merges are undone, as together they do not pay: merged {after:.4g}, unmerged "
         f"{before:.4g} ({unit})"
     )
 
 
-def _seconds(modules: tuple[GraphModule, ...], example: Example) -> list[float]:
+def speedup(
+    original: GraphModule,
+    reduced: GraphModule,
+    cost: CostModel,
+    example: Example,
+    disable: Collection[str] = (),
+) -> float:
+    """How many times as cheap a reduced graph is, once it is merged, as the original unmerged.
+
+    Args:
+        original, reduced: unmerged, their nodes knowing their shapes.
+        cost: decides which merges are made, and rates both graphs as `not_paid` does.
+        example: the inputs that both are run on.
+        disable: names of passes that do not merge.
+    """
+    merged = run_pipeline(reduced, fusion(cost), disable=disable).graph_module
+    before, *after = _rated((original, reduced, merged), cost, example)
+    # Merges that do not pay together are undone.
+    return before / min(after) if min(after) > 0 else inf if before > 0 else 1.0
+
+
+def _rated(modules: Sequence[GraphModule], cost: CostModel, example: Example) -> list[float]:
+    """What each graph costs: in ms by the clock for measured latencies, else in the cost's unit."""
+    if isinstance(cost, LatencyCost):
+        return [1e3 * each for each in _seconds(modules, example)]
+    return [_sum(each, cost) for each in modules]
+
+
+def _seconds(modules: Sequence[GraphModule], example: Example) -> list[float]:
     parameter = next(modules[0].parameters(), torch.empty(0))
     calls = [partial(example.run, module) for module in modules]
     return median_latencies(calls, parameter.device, rounds=_ROUNDS)

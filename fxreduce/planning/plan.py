@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from fxreduce.graph.capture import Model, capture
 from fxreduce.graph.recorder import RefusedRewrite
 from fxreduce.operators.affine import ScaleShift
 from fxreduce.operators.cost import CostModel, as_cost
+from fxreduce.passes.pipeline import as_disabled
 from fxreduce.passes.refit import Refit
 from fxreduce.planning.example import InputSpec, TensorSpec, learn_shapes
 from fxreduce.planning.execute import Decisions, execute
@@ -31,11 +33,15 @@ SCHEMA = 2
 
 @dataclass(frozen=True)
 class Step:
-    """One removal: the site, its entropy in bits and its importance when it was chosen."""
+    """One removal: the site, its entropy in bits and its importance when it was chosen.
+
+    `unjudged` says why the importance's own rule did not judge the site, where it did not.
+    """
 
     site: str
     entropy: float
     importance: float
+    unjudged: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,7 @@ class Plan:
         lines = [
             f"{step.site} removed at {step.entropy:.4f} bits"
             + ("" if step.importance == step.entropy else f", importance {step.importance:.4g}")
+            + (f"; ranked last: {step.unjudged}" if step.unjudged else "")
             for step in self.steps
         ]
         lines.append(f"stopped: {self.stopped}")
@@ -95,17 +102,22 @@ class Plan:
             self.refusals,
         )
 
-    def apply(self, model: Model, *, verify: bool = True) -> GraphModule:
+    def apply(
+        self, model: Model, *, verify: bool = True, disable: str | Collection[str] = ()
+    ) -> GraphModule:
         """The model without the plan's rectifiers, merged; the model is unchanged.
 
         Args:
             model: of the architecture that the plan was made for; its weights may be new.
             verify: check every merge, on random inputs of the shapes that the plan was made with.
+            disable: names of passes to skip.
 
         Raises:
             PlanError: the model is of another architecture; the first difference is named.
+            UnsupportedError: `disable` names what is no pass.
             EquivalenceError: a merge changed what the unmerged graph computes.
         """
+        disabled = as_disabled(disable)
         graph_module = capture(model)
         require_same(self.architecture, fingerprint(graph_module))
         example = None
@@ -122,7 +134,7 @@ class Plan:
             refusal = RefusedRewrite("the whole graph", reason, Refit.name)
             refusals = (*decisions.refusals, refusal)
             decisions = replace(decisions, weights={}, refusals=refusals)
-        return execute(graph_module, decisions, example=example, verify=verify)
+        return execute(graph_module, decisions, example=example, verify=verify, disable=disabled)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the plan as JSON, atomically; fitted weights go to a safetensors file beside it.
@@ -139,6 +151,9 @@ class Plan:
             )
         content = asdict(replace(self, weights={})) | {
             "schema": SCHEMA,
+            "steps": [
+                asdict(step) | {"importance": _number(step.importance)} for step in self.steps
+            ],
             "cost": self.cost.name,
             "weights": beside.name if self.weights else None,
             "maps": {
@@ -146,7 +161,7 @@ class Plan:
                 for name, m in self.maps.items()
             },
         }
-        text = json.dumps(content, indent=1)
+        text = json.dumps(content, indent=1, allow_nan=False)
         try:
             if self.weights:
                 save_weights(beside, self.weights)
@@ -190,11 +205,18 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+def _number(value: float) -> float | str:
+    """The number as JSON has it, which knows no infinity: that is "inf" or "-inf"."""
+    return value if isfinite(value) else str(value)
+
+
 def _decode(content: dict[str, Any]) -> dict[str, Any]:
     """The fields of a plan from its JSON."""
     inputs = content["inputs"]
     return {
-        "steps": tuple(Step(**step) for step in content["steps"]),
+        "steps": tuple(
+            Step(**{**step, "importance": float(step["importance"])}) for step in content["steps"]
+        ),
         "regions": tuple(tuple(region) for region in content["regions"]),
         "compensate": content["compensate"],
         "fitted_to": content["fitted_to"],

@@ -1,7 +1,7 @@
 """Making a plan: the least important site goes first, and all are measured again after it.
 
-A site whose removal the budget does not bear is kept, and the next one is tried: entropy orders the
-sites, what they cost decides.
+A site whose removal the budget does not bear is kept, and the next one is tried: importance orders
+the sites, what they cost decides.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from math import isnan, nan
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,17 +19,19 @@ from fxreduce.errors import PlanError, UnsupportedError
 from fxreduce.graph.recorder import RefusedRewrite
 from fxreduce.graph.rectifiers import find_sites
 from fxreduce.graph.values import name_values
-from fxreduce.operators.affine import ScaleShift
+from fxreduce.operators.affine import Refusal, ScaleShift
 from fxreduce.operators.cost import CostModel, as_cost
-from fxreduce.passes.base import run_pipeline
+from fxreduce.passes.base import PassResult, run_pipeline
 from fxreduce.passes.linearise import Linearise
 from fxreduce.passes.pipeline import PREPARE
 from fxreduce.planning.budgets import Budget, Context, Judge, as_budget
 from fxreduce.planning.example import Example, InputSpec
 from fxreduce.planning.fingerprint import digest, fingerprint
-from fxreduce.planning.importance import Importance, as_importance
+from fxreduce.planning.importance import as_importance
 from fxreduce.planning.measure import SiteStatistics, measure
+from fxreduce.planning.payoff import speedup
 from fxreduce.planning.plan import Plan, Step
+from fxreduce.planning.ranking import Importance, Rank, SiteImportance, Stage, ranked
 from fxreduce.planning.refit import SCOPES
 from fxreduce.planning.regions import regions
 from fxreduce.planning.settle import Settled, Settling
@@ -61,7 +62,7 @@ class Options:
     def of(
         cls,
         budget: int | float | str | Budget,
-        importance: str | Importance,
+        importance: str | Importance | SiteImportance,
         cost: str | CostModel,
         compensate: str,
         include: Sequence[str] | str | None,
@@ -115,7 +116,7 @@ def make_plan(
     Raises:
         PlanError: the budget or a name does not fit the model.
     """
-    search = _Search.begin(graph_module, calibration, options)
+    search = _Search.begin(graph_module, calibration, example, options)
     stopped = search.run()
     steps, weights = tuple(search.steps), dict[str, Tensor]()
     lines: tuple[str, ...] = (stopped,)
@@ -153,11 +154,16 @@ class _Search:
     entropies: dict[str, float] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     maps: dict[str, ScaleShift] = field(default_factory=dict)
+    ranks: dict[str, Rank] = field(default_factory=dict)
     refusals: list[RefusedRewrite] = field(default_factory=list)
 
     @classmethod
     def begin(
-        cls, graph_module: GraphModule, calibration: Calibration, options: Options
+        cls,
+        graph_module: GraphModule,
+        calibration: Calibration,
+        example: Example,
+        options: Options,
     ) -> _Search:
         prepared = run_pipeline(graph_module, PREPARE).graph_module
         name_values(prepared)
@@ -165,24 +171,44 @@ class _Search:
         candidates = selected(names, options)
         calibration = calibration.hold_out(HELD_OUT_EVERY)
         judge = options.budget.begin(
-            Context(prepared, len(candidates), lambda module: _outputs(calibration, module))
+            Context(
+                prepared,
+                len(candidates),
+                lambda module: _outputs(calibration, module),
+                lambda module: speedup(prepared, module, options.cost, example, options.disable),
+            )
         )
         return cls(prepared, prepared, calibration, options, judge, names, candidates)
 
     def run(self) -> str:
         """Remove sites until something ends it; returns what did."""
-        while self.candidates:
+        stopped = self._greedy()
+        self.refusals.extend(
+            RefusedRewrite(name, f"ranked last: {self.ranks[name].unjudged}", "plan")
+            for name in self.candidates
+            if name in self.ranks and self.ranks[name].unjudged is not None
+        )
+        if (shortfall := self.judge.shortfall()) is None:
+            return stopped
+        self.refusals.append(RefusedRewrite("the whole graph", shortfall.reason, "plan"))
+        self.current, self.steps = shortfall.graph_module, self.steps[: shortfall.keep]
+        self.maps = {step.site: self.maps[step.site] for step in self.steps if self.maps}
+        return f"{stopped}; {shortfall.reason}"
+
+    def _greedy(self) -> str:
+        satisfied = self.judge.satisfied
+        while (reason := satisfied(self.current, len(self.steps))) is None and self.candidates:
             if (reason := self.judge.enough(len(self.steps))) is not None:
                 return reason
             measured = self._measure()
-            order = sorted((measured[name] for name in self.candidates), key=self._importance)
-            for site in order:
-                if (reason := self.judge.before(site)) is not None:
+            self.ranks = self._rank(measured)
+            for name in sorted(self.candidates, key=lambda name: self.ranks[name].order):
+                if (reason := self.judge.before(measured[name])) is not None:
                     return reason
-                self.candidates.remove(site.name)
-                if self._remove(site):
+                self.candidates.remove(name)
+                if self._remove(measured[name], self.ranks[name]):
                     break
-        return "no site is left to try"
+        return reason or "no site is left to try"
 
     def settle(self, example: Example) -> Settled:
         """How far the removals go once the weights are refitted."""
@@ -208,17 +234,34 @@ class _Search:
             self.current,
             self.calibration,
             entropy=self.options.entropy,
-            moments=self._fits,
+            moments=self._fits or self.options.importance.moments,
             sites=self.candidates if self.entropies else self.names,
             axes=self.options.axes,
         ).sites
         self.entropies |= {name: site.entropy for name, site in measured.items()}
         return measured
 
-    def _remove(self, site: SiteStatistics) -> bool:
+    def _rank(self, measured: Mapping[str, SiteStatistics]) -> dict[str, Rank]:
+        """The rank of every site that may go."""
+
+        def without(name: str) -> GraphModule | Refusal:
+            trial = self._without(measured[name])
+            return Refusal(trial.refusals[0].reason) if trial.refusals else trial.graph_module
+
+        sites = {name: measured[name] for name in measured if name in self.candidates}
+        stage = Stage(self.current, sites, self.calibration, without)
+        return ranked(self.options.importance, stage)
+
+    def _without(self, site: SiteStatistics) -> PassResult:
+        """The graph without one more site."""
+        return Linearise((site.name,), self._fit(site)).run(self.current)
+
+    def _fit(self, site: SiteStatistics) -> dict[str, ScaleShift]:
+        return {site.name: site.affine_fit()} if self._fits else {}
+
+    def _remove(self, site: SiteStatistics, rank: Rank) -> bool:
         """Try to remove a site. A refusal is final: later removals only add to the damage."""
-        fit = {site.name: site.affine_fit()} if self._fits else {}
-        trial = Linearise((site.name,), fit).run(self.current)
+        trial = self._without(site)
         if trial.refusals:
             self.refusals.extend(trial.refusals)
             return False
@@ -227,8 +270,8 @@ class _Search:
         if judged and (reason := self.judge.after(trial.graph_module)) is not None:
             self.refusals.append(RefusedRewrite(site.name, reason, Linearise.name))
             return False
-        self.steps.append(Step(site.name, site.entropy, self._importance(site)))
-        self.maps |= fit
+        self.steps.append(Step(site.name, site.entropy, rank.value, rank.unjudged))
+        self.maps |= self._fit(site)
         self.current = trial.graph_module
         return True
 
@@ -236,19 +279,6 @@ class _Search:
     def _fits(self) -> bool:
         """Whether the affine map that fits best takes a site's place, at first or at last."""
         return self.options.compensate != "identity"
-
-    def _importance(self, site: SiteStatistics) -> float:
-        returned = self.options.importance(site)
-        try:
-            value = float(returned)
-        except (TypeError, ValueError):
-            value = nan
-        if isnan(value):
-            raise PlanError(
-                "an importance is a number for every site, the least goes first; for "
-                f"{site.name} it is {returned!r}"
-            )
-        return value
 
 
 def selected(names: Collection[str], options: Options) -> list[str]:

@@ -219,7 +219,11 @@ def test_control_flow_that_depends_on_data_is_refused_with_the_way_out(entry: An
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"importance": "magic"}, "PlanError", r"a callable or one of 'entropy'.*seen: 'magic'"),
+        (
+            {"importance": "magic"},
+            "PlanError",
+            r"callable or one of 'entropy', 'residual', 'sensitivity', 'batchnorm'; seen: 'magic'",
+        ),
         ({"importance": ["entropy"]}, "PlanError", r"a callable or one of 'entropy'"),
         ({"importance": lambda site: NAN}, "PlanError", r"a number for every site.*act.* is nan"),
         ({"importance": lambda site: None}, "PlanError", r"a number for every site.* is None"),

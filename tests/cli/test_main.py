@@ -105,6 +105,28 @@ def test_reduce_writes_a_plan_that_can_be_applied(
     plan.apply(load_model(model).module)
 
 
+@pytest.mark.parametrize("name", ["entropy", "residual", "sensitivity", "batchnorm"])
+def test_reduce_orders_by_the_importance_that_is_named(
+    name: str, model: str, tmp_path: Path
+) -> None:
+    from fxreduce.cli.models import load_model
+
+    path = tmp_path / "plan.json"
+    options = ["--budget", "1", "--importance", name, "--include", "2", "--out", str(path)]
+    assert main(["reduce", model, *options, *QUICK]) == 0
+    (step,) = fxreduce.Plan.load(path).steps
+    if name == "entropy":
+        assert step.importance == step.entropy
+    elif name == "batchnorm":  # a new batch-norm has β = 0 and says nothing
+        assert isinstance(load_model(model).module[1], torch.nn.BatchNorm2d)
+        assert step.importance == 0.5
+    else:
+        assert 0 < step.importance != step.entropy
+        other = {"residual": "sensitivity", "sensitivity": "residual"}[name]
+        assert main(["reduce", model, *options, "--importance", other, *QUICK]) == 0
+        assert fxreduce.Plan.load(path).steps[0].importance != step.importance
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -142,6 +164,10 @@ def test_a_request_that_cannot_be_served_is_one_line_and_exit_code_2(
         (["analyze", "m.py:f", "--samples", "0"], "must be at least 1; got 0"),
         (["demo", "--fraction", "1.5"], "must be above 0 and at most 1; got 1.5"),
         (["analyze"], "required: MODEL"),
+        (
+            ["reduce", "m.py:f", "--out", "plan.json", "--importance", "magic"],
+            "{entropy,residual,sensitivity,batchnorm}",
+        ),
         ([], "required: COMMAND"),
     ],
 )

@@ -59,7 +59,8 @@ def test_a_number_or_a_fraction_of_rectifiers_goes_lowest_entropy_first(
 
 
 def test_a_fraction_is_not_a_victim_of_binary_rounding() -> None:
-    context = Context(torch.fx.symbolic_trace(nn.ReLU()), sites=100, outputs=lambda module: [])
+    original = torch.fx.symbolic_trace(nn.ReLU())
+    context = Context(original, sites=100, outputs=lambda module: [], speedup=lambda module: 1.0)
     for hundredths in range(101):
         assert fxreduce.Fraction(hundredths / 100).begin(context).n == hundredths
 

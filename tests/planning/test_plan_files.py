@@ -74,6 +74,42 @@ def test_the_file_is_json_with_a_schema_and_no_pickle(content: dict[str, Any]) -
     assert content["cost"] == "flops"
 
 
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), 0.1])
+def test_an_infinite_importance_is_json_and_comes_back(
+    model: nn.Module, tmp_path: Path, value: float
+) -> None:
+    plan = fxreduce.analyze(model, BATCHES).plan(budget=1, importance=lambda site: value)
+    path = tmp_path / "plan.json"
+    plan.save(path)
+
+    def refuse(token: str) -> None:
+        raise AssertionError(f"{token} is no JSON")
+
+    json.loads(path.read_text(), parse_constant=refuse)
+    assert fxreduce.Plan.load(path).steps == plan.steps
+    assert plan.steps[0].importance == value
+
+
+def test_why_a_site_ranked_last_is_saved(tmp_path: Path) -> None:
+    plan = fxreduce.analyze(seeded(Small), BATCHES).plan(budget=2, importance="batchnorm")
+    plan.save(tmp_path / "plan.json")
+    loaded = fxreduce.Plan.load(tmp_path / "plan.json")
+    assert loaded.steps == plan.steps
+    assert loaded.decisions.lines == plan.decisions.lines
+    assert "ranked last: no batch-norm feeds it" in loaded.decisions.lines[1]
+
+
+def test_passes_can_be_switched_off_when_a_plan_is_applied(model: nn.Module) -> None:
+    plan = fxreduce.analyze(model, BATCHES).plan(budget=1)
+    assert "norm" not in dict(plan.apply(model).named_modules())
+    for disable in ("fuse_chain", ("fuse_chain", "fuse_parallel")):
+        kept = plan.apply(model, disable=disable)
+        assert isinstance(kept.norm, nn.BatchNorm2d)
+        torch.testing.assert_close(kept(BATCHES[0]), plan.apply(model)(BATCHES[0]))
+    with pytest.raises(fxreduce.UnsupportedError, match=r"names of passes .* seen: 'magic'"):
+        plan.apply(model, disable="magic")
+
+
 def test_saving_twice_writes_the_same_bytes(plan: fxreduce.Plan, tmp_path: Path) -> None:
     plan.save(tmp_path / "one")
     fxreduce.Plan.load(tmp_path / "one").save(tmp_path / "two")
@@ -148,6 +184,7 @@ def test_what_is_no_plan_is_refused(tmp_path: Path, text: bytes, message: str) -
 
 DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "a step without its entropy": lambda plan: plan["steps"][0].pop("entropy"),
+    "an importance that is no number": lambda plan: plan["steps"][0].update(importance="much"),
     "steps that are no list": lambda plan: plan.update(steps=3),
     "a step that is no object": lambda plan: plan.update(steps=["act"]),
     "no architecture": lambda plan: plan.pop("architecture"),
