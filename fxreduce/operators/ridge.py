@@ -23,7 +23,7 @@ from fxreduce.operators.patches import features, outputs, patches, weights, with
 # Bytes that the fit of one operator keeps, and operations that it takes, about.
 LARGEST, OPERATIONS = 1 << 30, 1e11
 # Rows to fit to: so many for each weight of an output, and at least so many.
-_ROWS_PER_WEIGHT, _LEAST_ROWS = 32, 8192
+_ROWS_PER_WEIGHT, _LEAST_ROWS = 16, 4096
 # Rows of which the dual form is solved: at most so many, and no fit is made of fewer.
 _MOST_DUAL, _FEWEST = 2048, 64
 # Strengths are tried from the middle on, in the direction in which the held-out error falls.

@@ -118,12 +118,12 @@ def make_plan(
     """
     search = _Search.begin(graph_module, calibration, example, options)
     stopped = search.run()
-    steps, weights = tuple(search.steps), dict[str, Tensor]()
+    steps, maps, weights = tuple(search.steps), dict(search.maps), dict[str, Tensor]()
     lines: tuple[str, ...] = (stopped,)
     if options.compensate == "refit":
         settled = search.settle(example)
         steps = tuple(step for step in steps if step.site in settled.sites)
-        lines, weights = (stopped, *settled.lines), dict(settled.weights)
+        lines, maps, weights = (stopped, *settled.lines), dict(settled.maps), dict(settled.weights)
     return Plan(
         steps=steps,
         regions=regions(graph_module, [step.site for step in steps]),
@@ -132,7 +132,7 @@ def make_plan(
         entropies=search.entropies,
         architecture=fingerprint(graph_module),
         cost=options.cost,
-        maps={step.site: search.maps[step.site] for step in steps if step.site in search.maps},
+        maps=maps,
         weights=weights,
         fitted_to=digest(graph_module) if weights else "",
         refusals=tuple(search.refusals),

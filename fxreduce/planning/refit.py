@@ -79,6 +79,7 @@ def refit(
     unmerged: GraphModule,
     merged: GraphModule,
     calibration: Calibration,
+    error: float,
     scope: str = "downstream",
     *,
     sweeps: int | None = None,
@@ -90,13 +91,13 @@ def refit(
         unmerged: the same with rectifiers replaced, its values named alike.
         merged: what `unmerged` was merged to.
         calibration: with held-out batches.
+        error: the `output_error` of the model that takes over where fitted weights do no better.
         scope: "merged" fits the operators in whose region a rectifier was removed, "downstream"
             all that read what these changed as well.
         sweeps: how often at most; None goes on while the error on held-out batches falls.
     """
-    before = output_error(original, merged, calibration)
-    found = _Finder(original, unmerged, merged, scope)
-    places = list(found.places(calibration))
+    finder = _Finder(original, unmerged, merged, scope)
+    places = list(finder.places(calibration))
     start = {place.value: weights(as_conv(in_double(place.call.operator))) for place in places}
     working = Refit(start).run(merged).graph_module
     named = by_value(working)
@@ -106,25 +107,24 @@ def refit(
         if isinstance(call := fittable(working, named[place.value]), AffineCall)
     ]
     sweep = _Sweep(original, working, calibration, places)
-    best, kept, least = before, dict[str, Tensor](), inf
+    best, kept, least = error, dict[str, Tensor](), inf
     for number in range((sweeps or _MOST_SWEEPS) if places else 0):
         fitted = sweep.run(f"refitting, sweep {number + 1}")
-        error = output_error(original, working, calibration)
-        least = min(least, error)
-        gained, enough = error < best, error > (1 - _GAIN) * best
-        if gained:
-            best, kept = error, fitted
+        found = output_error(original, working, calibration)
+        least, enough = min(least, found), found > (1 - _GAIN) * best
+        if found < best:
+            best, kept = found, fitted
         if enough and number:
             break
-    refusals = list(found.refusals)
+    refusals = list(finder.refusals)
     if places and not kept:
         reason = (
             "the weights stay, as fitting raises the squared error of the output on held-out "
-            f"batches from {before:.3g} to {least:.3g}; more calibration data may help"
+            f"batches from {error:.3g} to {least:.3g}; more calibration data may help"
         )
         refusals.append(RefusedRewrite("the whole graph", reason, Refit.name))
     result = Refit(kept).run(merged).graph_module
-    return Refitted(result, kept, best, before, tuple(refusals))
+    return Refitted(result, kept, best, error, tuple(refusals))
 
 
 def output_error(original: nn.Module, other: nn.Module, calibration: Calibration) -> float:

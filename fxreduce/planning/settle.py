@@ -3,6 +3,9 @@
 A judge looks at the refitted model, which is too dear to make for each removal. So the removals are
 chosen first, in their order, and then the longest beginning of the sequence that the judge accepts
 is found by bisection. The removal that ends it is left out, and what follows is tried once more.
+
+An affine map that would stay as an operator of its own is left out, too: the weights that are
+fitted behind it make up for it.
 """
 
 from __future__ import annotations
@@ -14,18 +17,24 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fxreduce.calibration.batches import Calibration
+from fxreduce.graph.modules import ChannelAffine
+from fxreduce.graph.nodes import module_of
 from fxreduce.graph.recorder import RefusedRewrite
+from fxreduce.graph.rectifiers import find_sites
+from fxreduce.graph.values import VALUE
 from fxreduce.operators.affine import ScaleShift
 from fxreduce.operators.cost import CostModel
 from fxreduce.passes.linearise import Linearise
 from fxreduce.planning.budgets import Judge
 from fxreduce.planning.example import Example
 from fxreduce.planning.execute import merge
-from fxreduce.planning.refit import Refitted, refit
+from fxreduce.planning.refit import Refitted, output_error, refit
 from fxreduce.verify import Checker
 
 # How often a removal is left out for the sake of those behind it.
 _ROUNDS = 3
+# How often weights are fitted before the judge looks at them, which is before the end.
+_SWEEPS = 1
 
 
 @dataclass(frozen=True)
@@ -34,12 +43,14 @@ class Settled:
 
     Attributes:
         sites: their names, in order.
+        maps: of each site that is not replaced by the identity, what takes its place.
         weights: the fitted weights, see `fxreduce.passes.refit.Refit`.
         lines: what fitting did.
         refusals: removals that the judge refused, and operators that could not be fitted.
     """
 
     sites: tuple[str, ...]
+    maps: Mapping[str, ScaleShift]
     weights: Mapping[str, Tensor]
     lines: tuple[str, ...]
     refusals: tuple[RefusedRewrite, ...]
@@ -88,15 +99,16 @@ class Settling:
             for site in rest
         ]
         if not kept:
-            return Settled((), {}, (), tuple(refusals))
-        fitted = self._refitted(kept)
+            return Settled((), {}, {}, (), tuple(refusals))
+        maps, fitted = self._refitted(kept)
         if self.judge.after(fitted.graph_module) is not None:
-            fitted = self._refitted(kept, sweeps=1)  # which it accepted
+            maps, fitted = self._refitted(kept, sweeps=_SWEEPS)  # which it accepted
         line = (
             f"{len(fitted.weights)} operators refitted: squared error of the output on held-out "
             f"batches {fitted.error_before:.3g} -> {fitted.error:.3g}"
         )
-        return Settled(tuple(kept), fitted.weights, (line,), (*refusals, *fitted.refusals))
+        refusals += fitted.refusals
+        return Settled(tuple(kept), maps, fitted.weights, (line,), tuple(refusals))
 
     def _longest(self, kept: list[str], rest: list[str]) -> tuple[int, str | None]:
         """How many of the rest may go as well, and why not one more."""
@@ -114,12 +126,51 @@ class Settling:
         """Why the judge refuses the model without these sites; None where it does not."""
         if type(self.judge).after is Judge.after:
             return None  # it accepts all
-        return self.judge.after(self._refitted(sites, sweeps=1).graph_module)
+        _, fitted = self._refitted(sites, sweeps=_SWEEPS)
+        return self.judge.after(fitted.graph_module)
 
-    def _refitted(self, sites: Sequence[str], *, sweeps: int | None = None) -> Refitted:
+    def _refitted(
+        self, sites: Sequence[str], *, sweeps: int | None = None
+    ) -> tuple[Mapping[str, ScaleShift], Refitted]:
+        """The refitted model without these sites, and the maps that are left in it."""
         maps = {site: self.maps[site] for site in sites}
+        unmerged, merged = self._merged(sites, maps)
+        error = output_error(self.prepared, merged, self.calibration)
+        fewer, lean = maps, (unmerged, merged)
+        while standing := self._standing(fewer, lean[1]):
+            fewer = {site: fit for site, fit in fewer.items() if site not in standing}
+            lean = self._merged(sites, fewer)
+        if fewer != maps:
+            fitted = self._fitted(*lean, error, sweeps)
+            if fitted.weights:
+                return fewer, fitted
+        return maps, self._fitted(unmerged, merged, error, sweeps)
+
+    def _merged(
+        self, sites: Sequence[str], maps: Mapping[str, ScaleShift]
+    ) -> tuple[GraphModule, GraphModule]:
+        """The graph without these sites, unmerged and merged."""
         unmerged = Linearise(tuple(sites), maps).run(self.prepared).graph_module
         example = self.example
         check = Checker(unmerged, example.forward, example.batch) if self.verify else None
-        merged = merge(unmerged, self.cost, example, disable=self.disable, check=check).graph_module
-        return refit(self.prepared, unmerged, merged, self.calibration, self.scope, sweeps=sweeps)
+        merged = merge(unmerged, self.cost, example, disable=self.disable, check=check)
+        return unmerged, merged.graph_module
+
+    def _fitted(
+        self, unmerged: GraphModule, merged: GraphModule, error: float, sweeps: int | None
+    ) -> Refitted:
+        return refit(
+            self.prepared, unmerged, merged, self.calibration, error, self.scope, sweeps=sweeps
+        )
+
+    def _standing(self, maps: Mapping[str, ScaleShift], merged: GraphModule) -> set[str]:
+        """The sites whose maps stayed operators of their own."""
+        values = {
+            node.meta.get(VALUE)
+            for node in merged.graph.nodes
+            if isinstance(module_of(merged, node), ChannelAffine)
+        }
+        sites = find_sites(self.prepared)
+        return {
+            each.name for each in sites if each.name in maps and each.node.meta[VALUE] in values
+        }

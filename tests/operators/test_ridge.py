@@ -100,7 +100,7 @@ def test_what_takes_too_much_memory_is_refused_with_the_figures() -> None:
 
 def test_memory_and_time_bound_the_rows() -> None:
     narrow, wide = conv_of("dense"), Conv(torch.empty(10, 25088, device="meta"))
-    assert rows_for(narrow, 10**9) == 8192
+    assert rows_for(narrow, 10**9) == 4096
     assert rows_for(narrow, 100) == 100
     assert rows_for(wide, 10**9) == 2048
     assert rows_for(Conv(torch.empty(10, 10**6, device="meta")), 10**9) == 134
