@@ -54,6 +54,8 @@ class Plan:
         compensate: "identity", "channel" or "refit".
         maps: the affine map that takes each site's place, unless that is the identity.
         weights: for "refit", the fitted weights of operators, see `fxreduce.passes.refit.Refit`.
+        maps_replaced: whether the fitted weights make up for the maps, which then serve only where
+            the weights do not.
         fitted_to: a hash of the model's weights, which alone the fitted weights go with.
         stopped: why planning ended.
         entropies: the entropy in bits of every site when it was last measured.
@@ -73,6 +75,7 @@ class Plan:
     cost: CostModel
     maps: Mapping[str, ScaleShift] = field(default_factory=dict, repr=False)
     weights: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    maps_replaced: bool = False
     fitted_to: str = ""
     refusals: tuple[RefusedRewrite, ...] = ()
     inputs: InputSpec | None = None
@@ -95,7 +98,7 @@ class Plan:
         return Decisions(
             self.cost,
             self.sites,
-            self.maps,
+            {} if self.maps_replaced else self.maps,
             self.weights,
             self.entropies,
             tuple(lines),
@@ -133,7 +136,7 @@ class Plan:
             )
             refusal = RefusedRewrite("the whole graph", reason, Refit.name)
             refusals = (*decisions.refusals, refusal)
-            decisions = replace(decisions, weights={}, refusals=refusals)
+            decisions = replace(decisions, maps=self.maps, weights={}, refusals=refusals)
         return execute(graph_module, decisions, example=example, verify=verify, disable=disabled)
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -219,6 +222,7 @@ def _decode(content: dict[str, Any]) -> dict[str, Any]:
         ),
         "regions": tuple(tuple(region) for region in content["regions"]),
         "compensate": content["compensate"],
+        "maps_replaced": content["maps_replaced"],
         "fitted_to": content["fitted_to"],
         "stopped": content["stopped"],
         "entropies": content["entropies"],

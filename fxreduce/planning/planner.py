@@ -118,12 +118,13 @@ def make_plan(
     """
     search = _Search.begin(graph_module, calibration, example, options)
     stopped = search.run()
-    steps, maps, weights = tuple(search.steps), dict(search.maps), dict[str, Tensor]()
+    steps, replaced, weights = tuple(search.steps), False, dict[str, Tensor]()
     lines: tuple[str, ...] = (stopped,)
     if options.compensate == "refit":
         settled = search.settle(example)
         steps = tuple(step for step in steps if step.site in settled.sites)
-        lines, maps, weights = (stopped, *settled.lines), dict(settled.maps), dict(settled.weights)
+        lines, weights = (stopped, *settled.lines), dict(settled.weights)
+        replaced = not settled.maps
     return Plan(
         steps=steps,
         regions=regions(graph_module, [step.site for step in steps]),
@@ -132,7 +133,8 @@ def make_plan(
         entropies=search.entropies,
         architecture=fingerprint(graph_module),
         cost=options.cost,
-        maps=maps,
+        maps={step.site: search.maps[step.site] for step in steps if search.maps},
+        maps_replaced=replaced,
         weights=weights,
         fitted_to=digest(graph_module) if weights else "",
         refusals=tuple(search.refusals),

@@ -4,8 +4,8 @@ A judge looks at the refitted model, which is too dear to make for each removal.
 chosen first, in their order, and then the longest beginning of the sequence that the judge accepts
 is found by bisection. The removal that ends it is left out, and what follows is tried once more.
 
-An affine map that would stay as an operator of its own is left out, too: the weights that are
-fitted behind it make up for it.
+Fitted weights make up for the affine maps, too. These would bring operators of their own where they
+cannot be folded, and biases that padding cuts off; so they are left out where the fit succeeds.
 """
 
 from __future__ import annotations
@@ -17,11 +17,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fxreduce.calibration.batches import Calibration
-from fxreduce.graph.modules import ChannelAffine
-from fxreduce.graph.nodes import module_of
 from fxreduce.graph.recorder import RefusedRewrite
-from fxreduce.graph.rectifiers import find_sites
-from fxreduce.graph.values import VALUE
 from fxreduce.operators.affine import ScaleShift
 from fxreduce.operators.cost import CostModel
 from fxreduce.passes.linearise import Linearise
@@ -136,14 +132,9 @@ class Settling:
         maps = {site: self.maps[site] for site in sites}
         unmerged, merged = self._merged(sites, maps)
         error = output_error(self.prepared, merged, self.calibration)
-        fewer, lean = maps, (unmerged, merged)
-        while standing := self._standing(fewer, lean[1]):
-            fewer = {site: fit for site, fit in fewer.items() if site not in standing}
-            lean = self._merged(sites, fewer)
-        if fewer != maps:
-            fitted = self._fitted(*lean, error, sweeps)
-            if fitted.weights:
-                return fewer, fitted
+        fitted = self._fitted(*self._merged(sites, {}), error, sweeps)
+        if fitted.weights:
+            return {}, fitted
         return maps, self._fitted(unmerged, merged, error, sweeps)
 
     def _merged(
@@ -162,15 +153,3 @@ class Settling:
         return refit(
             self.prepared, unmerged, merged, self.calibration, error, self.scope, sweeps=sweeps
         )
-
-    def _standing(self, maps: Mapping[str, ScaleShift], merged: GraphModule) -> set[str]:
-        """The sites whose maps stayed operators of their own."""
-        values = {
-            node.meta.get(VALUE)
-            for node in merged.graph.nodes
-            if isinstance(module_of(merged, node), ChannelAffine)
-        }
-        sites = find_sites(self.prepared)
-        return {
-            each.name for each in sites if each.name in maps and each.node.meta[VALUE] in values
-        }
