@@ -183,6 +183,8 @@ def _per_channel(
             "nothing tells along which axis the constant lies; capture the model with "
             "example inputs"
         )
+    if not shape:
+        return Refusal("a single number has no channels")
     if constant.numel() == 1 and constant.dim() <= len(shape):
         axis = channel_axis(graph_module, given, len(shape))
         return constant.reshape(1).expand(shape[axis]).clone(), -axis - 1
