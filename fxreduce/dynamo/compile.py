@@ -17,7 +17,7 @@ from fxreduce.dynamo.compiled import Folding, Frozen, Run, Unmerged, take
 from fxreduce.dynamo.folds import Folds, State, Tensors
 from fxreduce.dynamo.inner import Inner
 from fxreduce.dynamo.lift import Lifted, bake
-from fxreduce.dynamo.merge import Merging
+from fxreduce.dynamo.merge import Merging, bound_to
 from fxreduce.dynamo.numbers import find_numbers
 from fxreduce.dynamo.optimisers import count_fused_steps
 from fxreduce.dynamo.template import Template
@@ -62,7 +62,10 @@ def compile_merged(
     template = Template.of(graph_module, weights, numbers)
     take_weights = take([weight.index for weight in weights])
     values: Tensors = take_weights(inputs)
-    passes = () if removals is None else removals(template.bind(values))
+    passes: tuple[Pass, ...] = ()
+    if removals is not None:
+        with bound_to(template, values) as (bound, _):
+            passes = removals(bound)
     merging = Merging(template, cost, disable, passes)
     merged = merging.run(values)
     if not merged.modified:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
+from fxreduce.dynamo.folds import Tensors
 from fxreduce.dynamo.lift import Lifted, lift
 from fxreduce.dynamo.template import Template
 from fxreduce.graph.recorder import RefusedRewrite
@@ -53,7 +56,7 @@ class Merging:
     removals: tuple[Pass, ...] = ()
 
     @torch.no_grad()
-    def run(self, weights: tuple[Tensor, ...]) -> Merged:
+    def run(self, weights: Tensors) -> Merged:
         """Merge the graph for these weights, which stay as they are.
 
         What is merged depends on their shapes alone: zeros are taken for numbers like others.
@@ -62,10 +65,8 @@ class Merging:
             torch.inference_mode(False),
             torch.random.fork_rng(devices=[]),  # modules draw weights when they are made
             for_any_values(),
+            bound_to(self.template, weights) as (bound, aliases),
         ):
-            # Graph modules live until garbage is collected, the weights must not.
-            aliases = [_alias(weight) for weight in weights]
-            bound = self.template.bind(aliases)
             find_sites(bound)  # names the sites while all of them are there
             disable = {*self.disable, *_SIZED}
             prepared = run_pipeline(bound, PREPARE, disable=disable)
@@ -77,13 +78,26 @@ class Merging:
                 for weight, value in zip(template.weights, aliases, strict=True)
             }
             lifted = lift(merged.graph_module, template.inputs, names)
-            for alias in aliases:
-                alias.data = torch.empty(0, dtype=alias.dtype, device=alias.device)
             return Merged(
                 lifted,
                 removed.modified or merged.modified,
                 (*prepared.refusals, *removed.refusals, *merged.refusals),
             )
+
+
+@contextmanager
+def bound_to(template: Template, weights: Tensors) -> Iterator[tuple[GraphModule, Tensors]]:
+    """The graph with these weights, and the tensors that it has for them.
+
+    Graph modules live until garbage is collected. Weights and their memory must not, so that the
+    graph has other tensors of the same memory, and loses it in the end.
+    """
+    aliases = tuple(map(_alias, weights))
+    try:
+        yield template.bind(aliases), aliases
+    finally:
+        for alias in aliases:
+            alias.data = torch.empty(0, dtype=alias.dtype, device=alias.device)
 
 
 def _alias(weight: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from fxreduce.dynamo.backend import Backend
 from fxreduce.errors import PlanError, first_line
 from fxreduce.files import write_atomically
 from fxreduce.graph.capture import Model, capture
@@ -23,6 +24,7 @@ from fxreduce.planning.example import InputSpec, TensorSpec, learn_shapes
 from fxreduce.planning.execute import Decisions, execute
 from fxreduce.planning.fingerprint import Fingerprint, fingerprint, require_same
 from fxreduce.planning.regions import Region
+from fxreduce.planning.removal import PlannedRemoval
 
 SCHEMA = 1
 
@@ -102,6 +104,35 @@ class Plan:
             random = self.inputs.example(None if parameter is None else parameter.device)
             example = learn_shapes(graph_module, random.batch, random.forward)
         return execute(graph_module, self.decisions, example=example, verify=verify)
+
+    def backend(
+        self,
+        inner: str | Callable[..., Any] = "inductor",
+        *,
+        disable: str | Collection[str] = (),
+        freeze: bool = False,
+        by_value: bool = False,
+        mode: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Backend:
+        """A backend for torch.compile that removes the plan's rectifiers, then merges.
+
+        A graph of another architecture, as graph breaks leave parts of the model, keeps all its
+        rectifiers; a warning names the first difference.
+
+        Args:
+            inner, disable, freeze, by_value, mode, options: see `fxreduce.backend`.
+        """
+        return Backend.of(
+            inner,
+            cost=self.cost,
+            disable=disable,
+            freeze=freeze,
+            by_value=by_value,
+            mode=mode,
+            options=options,
+            removal=PlannedRemoval.of(self.sites, self.maps, self.architecture),
+        )
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the plan as JSON, atomically.
