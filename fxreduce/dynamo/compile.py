@@ -71,8 +71,8 @@ def compile_merged(
     if not merged.modified:
         return inner.compile(graph_module, inputs)
     lifted = merged.lifted
-    statistics = [place for place, weight in enumerate(weights) if weight.statistic]
-    state = partial(State, by_value=by_value, statistics=statistics)
+    variances = [place for place, weight in enumerate(weights) if weight.variance]
+    state = partial(State, by_value=by_value, variances=variances)
     if freeze:
         # Which the graph overwrites are no weights, but inputs like others.
         baked = bake(lifted, {w.index: value for w, value in zip(weights, values, strict=True)})

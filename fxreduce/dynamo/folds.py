@@ -24,27 +24,29 @@ class State:
     Versions count what is done to tensors in place, addresses tell when `.data` is assigned. What
     is written *through* `.data` changes neither, and tensors made in inference mode have no
     version: these are compared by value, and others where that is asked for. Torch does not count
-    how batch-norms move their statistics in train mode: those in the memory of the host, where
-    looking at values does not wait for a device, are compared by value, too.
+    how batch-norms move their statistics in train mode either, always both of them: variances in
+    the memory of the host, where a look at values waits for no device, are compared by value, too.
     """
 
     def __init__(
-        self, weights: Tensors, by_value: bool = False, statistics: Sequence[int] = ()
+        self, weights: Tensors, by_value: bool = False, variances: Sequence[int] = ()
     ) -> None:
-        """`statistics` are the places of vectors that batch-norms move."""
+        """`variances` are the places of those that batch-norms move."""
         self._identities = tuple(map(id, weights))
         self._addresses = tuple(map(_address, weights))
         by_value = by_value or any(weight.is_inference() for weight in weights)
         self._copies = tuple(weight.clone() for weight in weights) if by_value else None
         self._versions = () if by_value else tuple(map(_version, weights))
-        near = [place for place in statistics if weights[place].is_cpu]
-        self._statistics = () if by_value else tuple(near)
+        near = [place for place in variances if weights[place].is_cpu]
+        self._variances = () if by_value else tuple(near)
         self._moved = self._joined(weights)
 
     def holds(self, weights: Tensors) -> bool:
         """Whether the weights are the same ones still, with the same values."""
-        if self._identities != tuple(map(id, weights)):
-            return False
+        return self._identities == tuple(map(id, weights)) and self.is_current(weights)
+
+    def is_current(self, weights: Tensors) -> bool:
+        """Whether the weights, which are the same ones, have the same values still."""
         if self._addresses != tuple(map(_address, weights)):
             return False
         if self._copies is not None:
@@ -67,13 +69,13 @@ class State:
             )
             if changed:
                 return place
-        return None if self.holds(weights) else self._statistics[0]
+        return None if self.holds(weights) else self._variances[0]
 
     def _joined(self, weights: Tensors) -> Tensor | None:
-        """The statistics one behind the other: one comparison instead of many."""
-        if not self._statistics:
+        """The variances one behind the other: one comparison instead of many."""
+        if not self._variances:
             return None
-        return torch.cat([weights[place] for place in self._statistics])
+        return torch.cat([weights[place] for place in self._variances])
 
 
 class _Fold:
@@ -115,7 +117,7 @@ class Folds:
     def get(self, weights: Tensors) -> Tensors | None:
         """What the weights fold to as they are now; None where the unmerged graph shall run."""
         found = self._folds.get(tuple(map(id, weights)))
-        if found is not None and found.state.holds(weights):
+        if found is not None and found.state.is_current(weights):
             if not found.used:
                 found.used, self._wasted = True, 0
             return found.folded
@@ -125,7 +127,7 @@ class Folds:
     def _again(self, weights: Tensors) -> Tensors | None:
         found = self._folds.get(tuple(map(id, weights)))
         if found is not None:
-            if found.state.holds(weights):  # another thread was faster
+            if found.state.is_current(weights):  # another thread was faster
                 return found.folded
             self._drop(tuple(map(id, weights)), found)
         # The state before folding: what is written meanwhile is seen by the next call.

@@ -26,13 +26,13 @@ class WeightInput:
         index: its place among the inputs.
         node: the name of its placeholder.
         path: its name in the model, as `named_parameters` has it.
-        statistic: whether it is a mean or variance that a batch-norm moves in train mode.
+        variance: whether it is what a batch-norm moves in train mode, and the mean with it.
     """
 
     index: int
     node: str
     path: str
-    statistic: bool = False
+    variance: bool = False
 
 
 def find_weights(graph_module: GraphModule, inputs: Sequence[Any]) -> tuple[WeightInput, ...]:
@@ -56,7 +56,7 @@ def find_weights(graph_module: GraphModule, inputs: Sequence[Any]) -> tuple[Weig
     if len(set(paths)) < len(paths):  # two models in one graph
         paths = [node.name for _, node in found]
     return tuple(
-        WeightInput(index, node.name, path, _is_statistic(node))
+        WeightInput(index, node.name, path, _is_variance(node))
         for (index, node), path in zip(found, paths, strict=True)
     )
 
@@ -75,11 +75,12 @@ def _is_weight(node: Node, value: Any) -> bool:
     return type(value) is Tensor and bool(re.search(r"_buffers\[|_parameters\[", _source(node)))
 
 
-def _is_statistic(node: Node) -> bool:
-    readers = (user for user in node.users if operation(user) in _TRAINED)
-    return any(
-        node in (argument(r, 1, "running_mean"), argument(r, 2, "running_var")) for r in readers
-    )
+def _is_variance(node: Node) -> bool:
+    """Whether a batch-norm reads it as its running variance."""
+    norms = (user for user in node.users if operation(user) in _TRAINED)
+    # F.batch_norm(input, mean, var, weight, bias, ...); ATen's own: weight and bias first.
+    places = ((each, 2 if hasattr(each.target, "__code__") else 4) for each in norms)
+    return any(argument(each, place, "running_var") is node for each, place in places)
 
 
 def _source(node: Node) -> str:

@@ -93,10 +93,8 @@ def test_equal_plans_make_equal_backends(tmp_path: object) -> None:
     model = double(Small)
     plan = planned(model, "channel", x)
     plan.save(f"{tmp_path}/plan.json")
-    backend, again = (
-        plan.backend("eager"),
-        fxreduce.Plan.load(f"{tmp_path}/plan.json").backend("eager"),
-    )
+    loaded = fxreduce.Plan.load(f"{tmp_path}/plan.json")
+    backend, again = plan.backend("eager"), loaded.backend("eager")
     assert backend == again
     assert hash(backend) == hash(again)
     assert backend != planned(model, "identity", x).backend("eager")
