@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 Tensors = tuple[Tensor, ...]
-# So many folds in a row that served one call each: then folding waits until weights come to rest.
-_PATIENCE = 3
+# A fold pays when it serves so many calls. After so many in a row that did not, weights are folded
+# only when they have stayed what they are for as many calls.
+CALLS_TO_PAY = 16
+PATIENCE = 16
 _version = attrgetter("_version")
 _address = Tensor.data_ptr
 
@@ -79,12 +81,16 @@ class State:
 
 
 class _Fold:
-    """The folded weights of one model, and whether a second call has used them."""
+    """The folded weights of one model, and how many calls they have served.
 
-    def __init__(self, state: State, folded: Tensors | None) -> None:
+    While it waits there are none, and it counts for how many calls the weights have stayed.
+    """
+
+    def __init__(self, state: State, folded: Tensors | None, waits: bool) -> None:
         self.state = state
         self.folded = folded
-        self.used = False
+        self.waits = waits
+        self.calls = 0
         self.sources: list[weakref.ref[Tensor]] = []
 
 
@@ -104,7 +110,6 @@ class Folds:
         self._folds: dict[tuple[int, ...], _Fold] = {}
         self._lock = Lock()
         self._wasted = 0
-        self._seen: State | None = None
 
     def __len__(self) -> int:
         return len(self._folds)
@@ -112,37 +117,35 @@ class Folds:
     def put(self, weights: Tensors, folded: Tensors) -> None:
         """Keep what was folded from the weights before."""
         with self._lock:
-            self._keep(weights, self._state(weights), folded)
+            self._keep(weights, _Fold(self._state(weights), folded, waits=False))
 
     def get(self, weights: Tensors) -> Tensors | None:
         """What the weights fold to as they are now; None where the unmerged graph shall run."""
         found = self._folds.get(tuple(map(id, weights)))
         if found is not None and found.state.is_current(weights):
-            if not found.used:
-                found.used, self._wasted = True, 0
-            return found.folded
+            found.calls += 1
+            if found.calls == CALLS_TO_PAY and not found.waits:
+                self._wasted = 0
+            if not found.waits or found.calls < CALLS_TO_PAY:
+                return found.folded
         with self._lock:
             return self._again(weights)
 
     def _again(self, weights: Tensors) -> Tensors | None:
         found = self._folds.get(tuple(map(id, weights)))
+        rested = found is not None and found.state.is_current(weights)
+        if found is not None and rested and not found.waits:  # another thread was faster
+            return found.folded
         if found is not None:
-            if found.state.is_current(weights):  # another thread was faster
-                return found.folded
             self._drop(tuple(map(id, weights)), found)
         # The state before folding: what is written meanwhile is seen by the next call.
-        state = self._state(weights)
-        if self._wasted >= _PATIENCE and not (self._seen and self._seen.holds(weights)):
-            self._seen = state
-            return None
-        self._seen = None
-        folded = self._fold(weights)
-        self._keep(weights, state, folded)
+        state, waits = self._state(weights), self._wasted >= PATIENCE and not rested
+        folded = None if waits else self._fold(weights)
+        self._keep(weights, _Fold(state, folded, waits))
         return folded
 
-    def _keep(self, weights: Tensors, state: State, folded: Tensors | None) -> None:
+    def _keep(self, weights: Tensors, fold: _Fold) -> None:
         identities = tuple(map(id, weights))
-        fold = _Fold(state, folded)
         this, one = weakref.ref(self), weakref.ref(fold)  # no cycles, which would outlive weights
 
         def drop(_: Any) -> None:
@@ -157,7 +160,7 @@ class Folds:
         """Give up a fold whose weights have changed or died."""
         if self._folds.get(identities) is fold:
             del self._folds[identities]
-            self._wasted += not fold.used
+            self._wasted += fold.calls < CALLS_TO_PAY and not fold.waits
 
 
 def _same(copy: Tensor, weight: Tensor | None) -> bool:

@@ -178,6 +178,23 @@ def test_a_buffer_that_the_graph_overwrites_stays_an_input(inner: Inner) -> None
     assert inner.calls()["linear"] == 1
 
 
+def test_an_input_is_overwritten_as_the_model_does(inner: Inner) -> None:
+    class Overwriting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = nn.functional.relu(x, inplace=True)
+            return self.norm(self.conv(x)).add_(1), x
+
+    model, x = randomised(Overwriting()), image() - 0.5
+    y = x.clone()
+    assert_close(model(x), torch.compile(model, backend=fxreduce.backend(inner))(y))
+    assert torch.equal(x, y)
+    assert inner.calls() == {"relu": 1, "conv2d": 1}
+
+
 def test_tied_weights_are_one_input(inner: Inner) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

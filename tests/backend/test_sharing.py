@@ -65,11 +65,9 @@ def folded_memory(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Tensor]]:
     made: list[weakref.ref[Tensor]] = []
     keep = Folds._keep
 
-    def noting(
-        self: Folds, weights: folds.Tensors, state: State, folded: folds.Tensors | None
-    ) -> None:
-        made.extend(weakref.ref(each) for each in folded or ())
-        keep(self, weights, state, folded)
+    def noting(self: Folds, weights: folds.Tensors, fold: folds._Fold) -> None:
+        made.extend(weakref.ref(each) for each in fold.folded or ())
+        keep(self, weights, fold)
 
     monkeypatch.setattr(Folds, "_keep", noting)
     return made
@@ -121,16 +119,26 @@ def test_weights_that_never_rest_are_folded_a_few_times_only() -> None:
 
     def fold(weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         folded.append(1)
-        return weights
+        return (weights[0].clone(),)
 
-    shared, weight = Folds(fold, State), torch.ones(3)
-    for _ in range(20):
-        weight.add_(1)
-        shared.get((weight,))
-    assert len(folded) < 5
-    assert shared.get((weight,)) is not None  # it rests: two calls have seen it as it is
-    assert shared.get((weight,)) is not None
-    assert len(folded) < 6
+    shared, weights = Folds(fold, State), [(torch.ones(3),) for _ in range(3)]
+    for _ in range(3 * folds.PATIENCE):
+        for each in weights:
+            each[0].add_(1)
+            shared.get(each)
+            shared.get(each)  # twice is too little to pay
+    assert len(folded) <= folds.PATIENCE + len(weights)
+    before = len(folded)
+    seen = [[shared.get(each) is not None for each in weights] for _ in range(20)]
+    assert seen[0] == [False] * 3  # they rest from now on
+    assert seen[-1] == [True] * 3
+    assert len(folded) == before + 3
+    weights[0][0].add_(1)
+    assert shared.get(weights[0]) is None  # 20 calls were not all served by the fold
+    for _ in range(2 * folds.CALLS_TO_PAY):
+        shared.get(weights[0])
+    weights[0][0].add_(1)
+    assert shared.get(weights[0]) is not None  # it has paid: patience is back
 
 
 @pytest.mark.parametrize("by_value", [False, True])

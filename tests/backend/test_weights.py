@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fxreduce
+from fxreduce.dynamo import folds
 from tests.backend.compiling import Block, Inner, image, network, norms
 from tests.checks import assert_close, randomised
 
@@ -43,11 +44,14 @@ def assign_data(model: nn.Module) -> None:
         each.data = torch.rand_like(each)
 
 
-def step(optimiser: type[torch.optim.Optimizer], **options: object) -> Callable[[nn.Module], None]:
+def step(
+    optimiser: type[torch.optim.Optimizer], *, compiled: bool = False, **options: object
+) -> Callable[[nn.Module], None]:
     def update(model: nn.Module) -> None:
         with torch.enable_grad():
             model(image()).square().sum().backward()
-        optimiser(model.parameters(), lr=0.1, **options).step()
+        take = optimiser(model.parameters(), lr=0.1, **options).step
+        (torch.compile(take, backend="aot_eager") if compiled else take)()
 
     return update
 
@@ -68,6 +72,7 @@ UPDATES = {
     "a step of SGD": step(torch.optim.SGD),
     "a step of Adam, many tensors at once": step(torch.optim.Adam, foreach=True),
     "a step of fused Adam": step(torch.optim.Adam, fused=True),
+    "a compiled step of Adam": step(torch.optim.Adam, compiled=True),
     "statistics moved in train mode": train_once,
 }
 
@@ -150,7 +155,10 @@ def test_writes_through_data_leave_no_trace_otherwise() -> None:
     assert torch.equal(before, compiled(x))
 
 
-def test_weights_that_are_new_at_every_call_are_not_folded_for_ever(inner: Inner) -> None:
+def test_weights_that_are_new_at_every_call_are_not_folded_for_ever(
+    inner: Inner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folds, "PATIENCE", 3)
     model, x = network(), image()
 
     def call(weights: dict[str, Tensor], x: Tensor) -> Tensor:
