@@ -38,8 +38,9 @@ def backend(
             `(graph_module, example_inputs) -> callable`.
         cost: which exact merges pay, see `fxreduce.fuse`.
         disable: names of passes to skip.
-        freeze: make the weights constants of the compiled graph; calls raise WeightsChangedError
-            when one is another tensor or has been written.
+        freeze: make the weights constants of the compiled graph, which inductor then prepares for
+            its kernels; calls raise WeightsChangedError when one is another tensor or has been
+            written.
         by_value: compare weights with copies at every call: slower, and twice their memory.
         mode, options: of the inner backend.
 

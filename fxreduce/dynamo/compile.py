@@ -76,7 +76,7 @@ def compile_merged(
     if freeze:
         # Which the graph overwrites are no weights, but inputs like others.
         baked = bake(lifted, {w.index: value for w, value in zip(weights, values, strict=True)})
-        run = _compile(baked, inputs, inner)
+        run = _compile(baked, inputs, inner.for_constants())
         return Frozen(run, take(baked.inputs), weights, numbers, state(values))
     count_fused_steps()
     folds = Folds(_folding(merging, lifted.structure), state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -53,6 +53,12 @@ class Inner:
         if backend == "inductor" and (mode or options):
             inner._inductor()  # names what it does not know
         return inner
+
+    def for_constants(self) -> Inner:
+        """The same where weights are constants: inductor may prepare them for its kernels, too."""
+        if self.backend != "inductor":
+            return self
+        return replace(self, options=tuple(({"freezing": True} | dict(self.options)).items()))
 
     def compile(self, graph_module: GraphModule, inputs: Sequence[Any]) -> Run:
         """What the backend makes of a graph: a callable that takes its inputs one by one."""

@@ -109,6 +109,21 @@ def test_inductor_compiles_the_merged_graph() -> None:
                 parameter.mul_(1.1)
 
 
+def test_inductor_is_told_that_weights_are_constants(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bool] = []
+
+    def compile_fx(graph_module: Any, inputs: Any, config_patches: Any, **options: Any) -> Any:
+        told.append(config_patches.get("freezing", False))
+        return graph_module.forward
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", compile_fx)
+    for options in ({}, {"freeze": True}, {"freeze": True, "options": {"freezing": False}}):
+        model, x = network(), image()
+        with torch.no_grad():
+            assert_close(model(x), torch.compile(model, backend=fxreduce.backend(**options))(x))
+    assert told == [False, True, False]
+
+
 def test_the_installed_name_needs_no_import(tmp_path: Path) -> None:
     """In a process of its own, with the entry points that pyproject.toml declares."""
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
