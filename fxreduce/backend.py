@@ -29,9 +29,14 @@ def backend(
     Weights are folded from the arguments of each call and kept until one of them is another tensor
     or has been written, so that several models of one class, updates in place, `load_state_dict`
     and replaced modules are all right, with one compilation. What is written through `.data` leaves
-    no trace that is cheap to see: it needs `by_value`. Tensors made in inference mode, which count
-    no versions, are always compared by value. Where gradients are enabled and a weight or an input
-    requires them, and under autocast, graphs are compiled as they are.
+    no trace that is cheap to see: it needs `by_value`, as do, on accelerators, the statistics that
+    a batch-norm in train mode moves while no weight is written. Tensors made in inference mode,
+    which count no versions, are always compared by value, and steps of fused optimisers, which
+    torch does not count, are counted once a graph has been merged.
+
+    What `fxreduce.fuse` merges is merged, but for padded convolutions behind padded ones. Where
+    gradients are enabled and a weight or an input requires them, and under autocast, graphs are
+    compiled as they are.
 
     Args:
         inner: compiles what is merged: a backend that torch.compile knows by name, or a callable

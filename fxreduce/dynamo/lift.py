@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, Tracer
 
-from fxreduce.graph.nodes import tensor_of
+from fxreduce.graph.nodes import attribute, tensor_of
 
 _FOLDED = "fxreduce_folded_"
 
@@ -102,7 +102,7 @@ class _Lifter:
             elif node.op != "placeholder":
                 self._nodes[node] = self._graph.node_copy(node, self._nodes.__getitem__)
                 if node.op == "get_attr":  # the body of a control-flow operator
-                    attributes[str(node.target)] = _attribute(self._merged, str(node.target))
+                    attributes[str(node.target)] = attribute(self._merged, str(node.target))
         for node in self._graph.nodes:
             node.meta.clear()
         lifted = GraphModule(attributes, self._graph)
@@ -192,10 +192,3 @@ def bake(lifted: Lifted, values: Mapping[int, Tensor]) -> Lifted:
             nodes[node] = graph.get_attr(node.name)
     inputs = tuple(place for place in lifted.inputs if place not in values)
     return Lifted(GraphModule(attributes, graph), inputs, ())
-
-
-def _attribute(graph_module: GraphModule, path: str) -> Any:
-    found: Any = graph_module
-    for part in path.split("."):
-        found = getattr(found, part)
-    return found

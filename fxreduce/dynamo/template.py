@@ -12,7 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from fxreduce.dynamo.numbers import NumberInput
 from fxreduce.dynamo.weights import WeightInput, module_name
-from fxreduce.graph.nodes import SHAPE
+from fxreduce.graph.nodes import SHAPE, attribute
 from fxreduce.graph.setting import example_size
 
 _STACK = "nn_module_stack"
@@ -61,7 +61,7 @@ class Template:
                 env[node] = graph.node_copy(node, env.__getitem__)
             env[node].meta = _facts(node)
         attributes = {
-            str(node.target): _attribute(graph_module, str(node.target))
+            str(node.target): attribute(graph_module, str(node.target))
             for node in graph_module.graph.nodes
             if node.op in ("get_attr", "call_module")
         }
@@ -84,10 +84,3 @@ def _facts(node: Node) -> dict[str, Any]:
     if stack := node.meta.get(_STACK):
         facts[_STACK] = {key: (module_name(path), kind) for key, (path, kind) in stack.items()}
     return facts
-
-
-def _attribute(graph_module: GraphModule, path: str) -> Any:
-    found: Any = graph_module
-    for part in path.split("."):
-        found = getattr(found, part)
-    return found
