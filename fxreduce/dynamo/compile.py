@@ -71,6 +71,10 @@ def compile_merged(
     if not merged.modified:
         return inner.compile(graph_module, inputs)
     lifted = merged.lifted
+    before, after = (len(each.graph.nodes) for each in (graph_module, lifted.graph_module))
+    log.info("a graph is merged: %d nodes become %d", before, after)
+    for refusal in merged.refusals:
+        log.debug("left undone: %s (%s): %s", refusal.where, refusal.rewrite, refusal.reason)
     variances = [place for place, weight in enumerate(weights) if weight.variance]
     state = partial(State, by_value=by_value, variances=variances)
     if freeze:

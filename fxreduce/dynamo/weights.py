@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
@@ -46,7 +47,7 @@ def find_weights(graph_module: GraphModule, inputs: Sequence[Any]) -> tuple[Weig
     given = dict(zip(placeholders, inputs, strict=True))
     written = set(_overwritten(graph_module))
     # A view of what is overwritten changes with it, under whichever name it comes in.
-    memory = {_storage(given[node]) for node in written if isinstance(given[node], Tensor)}
+    memory = {_storage(given[node]) for node in written} - {None}
     found = [
         (index, node)
         for index, (node, value) in enumerate(given.items())
@@ -70,9 +71,10 @@ def module_name(path: str) -> str:
 
 def _is_weight(node: Node, value: Any) -> bool:
     """Whether the input is a parameter, or a tensor that torch.compile found in a module."""
-    if type(value) is nn.Parameter:
-        return True
-    return type(value) is Tensor and bool(re.search(r"_buffers\[|_parameters\[", _source(node)))
+    if _storage(value) is None:
+        return False
+    held = re.search(r"_buffers\[|_parameters\[", _source(node))
+    return type(value) is nn.Parameter or held is not None
 
 
 def _is_variance(node: Node) -> bool:
@@ -94,7 +96,10 @@ def _path_of(node: Node) -> str:
     return module_name(_source(node)) or node.name
 
 
-def _storage(value: Any) -> int:
+def _storage(value: Any) -> int | None:
+    """Where the memory of a plain tensor begins; None for whatever else an input may be."""
+    if type(value) not in (Tensor, nn.Parameter) or value.layout is not torch.strided:
+        return None
     return int(value.untyped_storage().data_ptr())
 
 

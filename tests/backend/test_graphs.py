@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,6 +50,16 @@ def test_sizes_may_change_as_often_as_without_fxreduce(
     assert all(calls(graph)["batch_norm"] == 0 for graph in inner.graphs)
     torch._dynamo.reset()
     assert merged <= Stock(inner.name).compilations(network(), inputs, dynamic=dynamic)
+
+
+def test_the_log_says_what_was_merged_and_what_was_not(caplog: pytest.LogCaptureFixture) -> None:
+    apart = (nn.Linear(4, 2), nn.Linear(2, 64))
+    wide = nn.Sequential(nn.Linear(4, 1), nn.Linear(1, 4), nn.ReLU(), *apart)
+    with caplog.at_level(logging.DEBUG, "fxreduce"):
+        torch.compile(wide, backend=fxreduce.backend(Inner()))(torch.rand(2, 4))
+    said = [record.message for record in caplog.records if record.name == "fxreduce"]
+    assert re.fullmatch(r"a graph is merged: \d+ nodes become \d+", said[0])
+    assert any(re.search(r"left undone: .*fuse_chain.*merging does not pay", each) for each in said)
 
 
 def test_nothing_depends_on_the_batch_size() -> None:
