@@ -7,6 +7,7 @@ merges the affine operators that then stand next to each other.
 from fxreduce import registry
 from fxreduce.analysis import Analysis
 from fxreduce.api import analyze, apply, fuse, linearize
+from fxreduce.backend import backend
 from fxreduce.errors import (
     CalibrationError,
     CaptureError,
@@ -14,6 +15,7 @@ from fxreduce.errors import (
     FxReduceError,
     PlanError,
     UnsupportedError,
+    WeightsChangedError,
 )
 from fxreduce.graph.capture import capture
 from fxreduce.planning.budgets import Budget, EntropyBelow, Fidelity, Fraction, MaxDrop, Remove
@@ -42,8 +44,10 @@ __all__ = [
     "Report",
     "Speedup",
     "UnsupportedError",
+    "WeightsChangedError",
     "analyze",
     "apply",
+    "backend",
     "capture",
     "fuse",
     "linearize",

@@ -31,6 +31,10 @@ class UnsupportedError(FxReduceError):
     """The request is well formed, but names something that fxreduce does not have."""
 
 
+class WeightsChangedError(FxReduceError):
+    """Weights that were promised to stay what they are have changed."""
+
+
 def first_line(error: Exception) -> str:
     """What another library's error says, without the traceback that it may carry along."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -21,8 +21,9 @@ FLOORS = (
     ("calibration",),
     ("passes",),
     ("report", "verify"),
+    ("dynamo",),
     ("planning",),
-    ("analysis", "api", "registry"),
+    ("analysis", "api", "backend", "registry"),
     ("__init__",),
     ("cli", "__main__"),
 )

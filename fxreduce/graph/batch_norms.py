@@ -105,5 +105,7 @@ def _function(graph_module: GraphModule, node: Node) -> BatchNormCall | Refusal 
     if argument(node, 5, "training", False) or mean is None or variance is None:
         return Refusal("the batch-norm normalises by the batch's own statistics")
     eps = argument(node, 7, "eps", 1e-5)
+    if isinstance(eps, Node):
+        return Refusal("its eps is computed by the graph")
     rank = trailing_axes(graph_module, given)
     return BatchNormCall(given, mean, variance, tensors["weight"], tensors["bias"], eps, rank)

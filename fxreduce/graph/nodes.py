@@ -88,10 +88,16 @@ def tensor_of(graph_module: GraphModule, value: Any) -> Tensor | None:
     """The parameter, buffer or constant behind a `get_attr` node."""
     if not isinstance(value, Node) or value.op != "get_attr":
         return None
-    found: Any = graph_module
-    for part in str(value.target).split("."):
-        found = getattr(found, part)
+    found = attribute(graph_module, str(value.target))
     return found if isinstance(found, Tensor) else None
+
+
+def attribute(graph_module: GraphModule, path: str) -> Any:
+    """What stands at a path of names with dots in between."""
+    found: Any = graph_module
+    for part in path.split("."):
+        found = getattr(found, part)
+    return found
 
 
 def are_constant(graph_module: GraphModule, *values: Any) -> bool:

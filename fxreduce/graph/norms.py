@@ -79,6 +79,8 @@ def _function(graph_module: GraphModule, node: Node) -> NormCall | Refusal | Non
     if (names[0] is not None and weight is None) or (names[1] is not None and bias is None):
         return Refusal("its affine part is computed by the graph")
     eps = argument(node, 3 + has_bias, "eps", 1e-5 if has_bias else None)
+    if isinstance(eps, Node):
+        return Refusal("its eps is computed by the graph")
     nodes: tuple[Node, ...] = (node,)
     if name == "native_layer_norm":  # it returns the mean and the spread, too
         # Export reads all three, whether they are used or not.

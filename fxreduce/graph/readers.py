@@ -52,19 +52,21 @@ def _conv_module(graph_module: GraphModule, node: Node) -> Read:
     )
 
 
+_CONV = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+_CONV_TRANSPOSE = {"stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
+
+
 def _conv_function(graph_module: GraphModule, node: Node) -> Read:
-    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    defaults = (None, None, None, 1, 0, 1, 1)
-    values = [
-        argument(node, place, name, default)
-        for place, (name, default) in enumerate(zip(names, defaults, strict=True))
-    ]
-    given, weight, bias, *rest = values
+    """conv2d(input, weight, bias, *options), conv_transpose2d likewise with others."""
+    transposed = "transpose" in (operation(node) or "")
+    given, weight, bias = (argument(node, i, n) for i, n in enumerate(("input", "weight", "bias")))
     kernel = tensor_of(graph_module, weight)
     if not isinstance(given, Node) or not are_constant(graph_module, weight, bias):
         return None
     assert kernel is not None  # as the weight is a constant
-    return _conv(given, kernel, tensor_of(graph_module, bias), *rest)
+    taken = enumerate((_CONV_TRANSPOSE if transposed else _CONV).items(), 3)
+    options = {name: argument(node, place, name, default) for place, (name, default) in taken}
+    return _conv(given, kernel, tensor_of(graph_module, bias), **options, transposed=transposed)
 
 
 def _convolution(graph_module: GraphModule, node: Node) -> Read:
@@ -183,6 +185,8 @@ def _per_channel(
             "nothing tells along which axis the constant lies; capture the model with "
             "example inputs"
         )
+    if not shape:
+        return Refusal("a single number has no channels")
     if constant.numel() == 1 and constant.dim() <= len(shape):
         axis = channel_axis(graph_module, given, len(shape))
         return constant.reshape(1).expand(shape[axis]).clone(), -axis - 1
@@ -195,6 +199,7 @@ def _per_channel(
 _READERS: tuple[tuple[Reader, tuple[type[nn.Module], ...], tuple[str, ...]], ...] = (
     (_conv_module, (*_CONVS, *_TRANSPOSED), ()),
     (_conv_function, (), ("conv1d", "conv2d", "conv3d")),
+    (_conv_function, (), tuple(f"conv_transpose{rank}d" for rank in (1, 2, 3))),
     (_convolution, (), ("convolution",)),
     (_linear_module, (nn.Linear,), ()),
     (_linear_function, (), ("linear",)),

@@ -6,7 +6,9 @@ a Linear on the last axis, rank 2 a convolution on (N, C, H, W).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+_FOR_ANY_VALUES = ContextVar("for_any_values", default=False)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class ScaleShift:
     @property
     def has_shift(self) -> bool:
         """Whether the shift can be non-zero; on the meta device it is assumed to be."""
-        return self.shift.is_meta or bool(self.shift.any())
+        return may_be_nonzero(self.shift)
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,26 @@ def identity(channels: int, rank: int) -> ScaleShift:
 
 
 def nonzero(tensor: Tensor | None) -> Tensor | None:
-    """The tensor, or None where it holds only zeros; on the meta device nothing is known."""
-    return tensor if tensor is None or tensor.is_meta or bool(tensor.any()) else None
+    """The tensor, or None where it holds only zeros."""
+    return tensor if tensor is None or may_be_nonzero(tensor) else None
+
+
+def may_be_nonzero(tensor: Tensor) -> bool:
+    """Whether a value may not be zero: on the meta device and in `for_any_values`, any may be."""
+    return tensor.is_meta or _FOR_ANY_VALUES.get() or bool(tensor.any())
+
+
+@contextmanager
+def for_any_values() -> Iterator[None]:
+    """Within it no tensor counts as zero, so that merges depend on shapes alone.
+
+    What is merged for one set of weights then fits every other one.
+    """
+    token = _FOR_ANY_VALUES.set(True)
+    try:
+        yield
+    finally:
+        _FOR_ANY_VALUES.reset(token)
 
 
 def as_conv(operator: Operator) -> Conv:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from os import PathLike
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from fxreduce.dynamo.backend import Backend
 from fxreduce.errors import PlanError, first_line
 from fxreduce.files import write_atomically
 from fxreduce.graph.capture import Model, capture
@@ -26,6 +28,7 @@ from fxreduce.planning.example import InputSpec, TensorSpec, learn_shapes
 from fxreduce.planning.execute import Decisions, execute
 from fxreduce.planning.fingerprint import Fingerprint, digest, fingerprint, require_same
 from fxreduce.planning.regions import Region
+from fxreduce.planning.removal import PlannedRemoval
 from fxreduce.planning.weights_file import SUFFIX, load_weights, save_weights
 
 SCHEMA = 2
@@ -138,6 +141,43 @@ class Plan:
             refusals = (*decisions.refusals, refusal)
             decisions = replace(decisions, maps=self.maps, weights={}, refusals=refusals)
         return execute(graph_module, decisions, example=example, verify=verify, disable=disabled)
+
+    def backend(
+        self,
+        inner: str | Callable[..., Any] = "inductor",
+        *,
+        disable: str | Collection[str] = (),
+        freeze: bool = False,
+        by_value: bool = False,
+        mode: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Backend:
+        """A backend for torch.compile that removes the plan's rectifiers, then merges.
+
+        A graph of another architecture, as graph breaks leave parts of the model, keeps all its
+        rectifiers; a warning names the first difference. Fitted weights are left out, as a compiled
+        graph takes the weights of each call; the affine maps of the sites serve instead, and a
+        warning says so. `torch.compile(plan.apply(model))` has the fitted weights.
+
+        Args:
+            inner, disable, freeze, by_value, mode, options: see `fxreduce.backend`.
+        """
+        if self.weights:
+            warn(
+                "the plan's fitted weights are left out under torch.compile, which takes those of "
+                "each call; for them use torch.compile(plan.apply(model))",
+                stacklevel=2,
+            )
+        return Backend.of(
+            inner,
+            cost=self.cost,
+            disable=disable,
+            freeze=freeze,
+            by_value=by_value,
+            mode=mode,
+            options=options,
+            removal=PlannedRemoval.of(self.sites, self.maps, self.architecture),
+        )
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the plan as JSON, atomically; fitted weights go to a safetensors file beside it.

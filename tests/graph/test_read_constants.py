@@ -121,6 +121,11 @@ def test_a_constant_that_varies_within_a_channel_or_widens_is_refused(
     )
 
 
+def test_a_number_that_is_added_to_a_number_has_no_channels() -> None:
+    graph_module = capture(Constants(lambda m, x: x.mean() + 2).eval(), IMAGE)
+    assert "a single number has no channels" in refusals(graph_module).values()
+
+
 def test_without_shapes_a_constant_is_refused() -> None:
     graph_module = capture(Constants(lambda m, x: x * m.gain).eval())
     (reason,) = refusals(graph_module).values()

@@ -75,8 +75,8 @@ def test_an_exported_module_is_read_alike_or_not_at_all(module: nn.Module) -> No
         export(Wrapped(lambda m, x: m.op(x), op=module).eval(), (image(module),))
     )
     read = read_operators(graph_module, image(module))
-    # Padding other than by zeros is an operator of its own in ATen; transposed ones are opaque.
-    assert bool(read) or module.padding_mode != "zeros" or module.transposed
+    # Padding other than by zeros is an operator of its own in ATen.
+    assert bool(read) or module.padding_mode != "zeros"
 
 
 FUNCTIONS: list[Callable[[Any, Tensor], Tensor]] = [
@@ -97,6 +97,24 @@ def test_a_functional_convolution_is_read_in_each_dialect(
     model = Wrapped(function, weight=conv.weight, bias=conv.bias).eval()
     for graph_module in (capture(model), capture(export(model, (x,)))):
         only(graph_module, x)
+
+
+TRANSPOSED: list[Callable[[Any, Tensor], Tensor]] = [
+    lambda m, x: F.conv_transpose2d(x, m.weight),
+    lambda m, x: F.conv_transpose2d(x, m.weight, m.bias, (2, 3), 1, (1, 2), 2, (1, 2)),
+    lambda m, x: F.conv_transpose2d(x, m.weight, m.bias, stride=2, output_padding=1, groups=2),
+]
+
+
+@pytest.mark.parametrize("function", TRANSPOSED)
+def test_a_functional_transposed_convolution_is_read_in_each_dialect(
+    function: Callable[[Any, Tensor], Tensor],
+) -> None:
+    weight, x = torch.randn(4, 3, 3, 4), torch.randn(2, 4, 7, 8)
+    bias = torch.randn(function(Wrapped(function, weight=weight, bias=None), x).shape[1])
+    model = Wrapped(function, weight=weight, bias=bias).eval()
+    for graph_module in (capture(model), capture(export(model, (x,)))):
+        assert only(graph_module, x).transposed
 
 
 @pytest.mark.parametrize("rank", [1, 3])

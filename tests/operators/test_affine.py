@@ -21,6 +21,7 @@ from fxreduce.operators.affine import (
     Refusal,
     ScaleShift,
     apply,
+    for_any_values,
     identity,
     in_double,
     map_tensors,
@@ -176,3 +177,13 @@ def test_a_number_on_the_cpu_goes_to_where_the_weights_are(
         merged = merge(*pair)
         assert isinstance(merged, Conv)
         assert merged.weight.is_meta
+
+
+def test_for_any_values_no_tensor_counts_as_zero() -> None:
+    zeros = torch.zeros(3)
+    assert nonzero(zeros) is None
+    with for_any_values():
+        assert nonzero(zeros) is zeros
+        assert nonzero(None) is None
+        assert ScaleShift(torch.ones(3), zeros, 0).has_shift
+    assert not ScaleShift(torch.ones(3), zeros, 0).has_shift

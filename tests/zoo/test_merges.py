@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo import lookup_backend
 from torch.fx import GraphModule
 from torchvision import models
 
 import fxreduce
 from fxreduce.graph.compare import difference
+from fxreduce.graph.nodes import operation
 from tests.checks import RELATIVE
 from tests.models import seeded
 from tests.zoo.own_models import Audio, UNet
@@ -71,6 +74,25 @@ def merged(request: pytest.FixtureRequest) -> Merged:
 def test_the_number_of_operators_is_pinned(merged: Merged) -> None:
     report = fxreduce.report(merged.fused)
     assert (report.operators_before, report.operators_after) == merged.entry.operators
+
+
+def test_torch_compile_merges_as_much_and_sees_new_weights(merged: Merged) -> None:
+    graphs: list[GraphModule] = []
+
+    def inner(graph_module: GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        graphs.append(graph_module)
+        return lookup_backend("aot_eager")(graph_module, inputs)
+
+    torch._dynamo.reset()
+    model, x = deepcopy(merged.model), merged.x
+    compiled = torch.compile(model, backend=fxreduce.backend(inner))
+    with torch.no_grad():
+        for _ in range(2):
+            assert difference(model(x), compiled(x)).max_rel < RELATIVE
+            for parameter in model.parameters():
+                parameter.mul_(1.01)
+    assert len(graphs) == 1
+    assert sum(operation(node) == "batch_norm" for node in graphs[0].graph.nodes) <= 1
 
 
 def test_the_output_is_equal_to_1e_9(merged: Merged) -> None:

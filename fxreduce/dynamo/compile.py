@@ -1,0 +1,149 @@
+"""Compiling one graph of torch.compile: whether it is merged, and what then runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._guards import TracingContext
+from torch.fx import GraphModule
+
+from fxreduce.dynamo.compiled import Folding, Frozen, Run, Unmerged, take
+from fxreduce.dynamo.folds import Folds, State, Tensors
+from fxreduce.dynamo.inner import Inner
+from fxreduce.dynamo.lift import Lifted, bake
+from fxreduce.dynamo.merge import Merging, bound_to
+from fxreduce.dynamo.numbers import find_numbers
+from fxreduce.dynamo.optimisers import count_fused_steps
+from fxreduce.dynamo.template import Template
+from fxreduce.dynamo.weights import find_weights
+from fxreduce.operators.cost import CostModel
+from fxreduce.passes.base import Pass
+
+log = logging.getLogger("fxreduce")
+Removals = Callable[[GraphModule], tuple[Pass, ...]]
+
+
+def compile_merged(
+    graph_module: GraphModule,
+    inputs: Sequence[Any],
+    *,
+    inner: Inner,
+    cost: CostModel,
+    disable: frozenset[str],
+    removals: Removals | None,
+    freeze: bool,
+    by_value: bool,
+) -> Run:
+    """A callable that computes what the graph does, merged where that is exact and pays.
+
+    Args:
+        graph_module, inputs: as torch.compile gives them; they stay as they are.
+        inner: compiles the merged graph, or the given one where there is nothing to merge.
+        cost, disable: see `fxreduce.fuse`.
+        removals: makes the passes that remove rectifiers from the graph, whose weights are then
+            attributes.
+        freeze: whether the weights become constants.
+        by_value: whether weights are compared by value at every call.
+    """
+    reason = _obstacle(graph_module, inputs)
+    if reason is not None:
+        log.info("a graph is compiled unmerged: %s", reason)
+        return inner.compile(graph_module, inputs)
+    weights = find_weights(graph_module, inputs)
+    if not weights:
+        return inner.compile(graph_module, inputs)
+    numbers = find_numbers(graph_module, inputs)
+    template = Template.of(graph_module, weights, numbers)
+    take_weights = take([weight.index for weight in weights])
+    values: Tensors = take_weights(inputs)
+    passes: tuple[Pass, ...] = ()
+    if removals is not None:
+        with bound_to(template, values) as (bound, _):
+            passes = removals(bound)
+    merging = Merging(template, cost, disable, passes)
+    merged = merging.run(values)
+    if not merged.modified:
+        return inner.compile(graph_module, inputs)
+    lifted = merged.lifted
+    before, after = (len(each.graph.nodes) for each in (graph_module, lifted.graph_module))
+    log.info("a graph is merged: %d nodes become %d", before, after)
+    for refusal in merged.refusals:
+        log.debug("left undone: %s (%s): %s", refusal.where, refusal.rewrite, refusal.reason)
+    variances = [place for place, weight in enumerate(weights) if weight.variance]
+    state = partial(State, by_value=by_value, variances=variances)
+    if freeze:
+        # Which the graph overwrites are no weights, but inputs like others.
+        baked = bake(lifted, {w.index: value for w, value in zip(weights, values, strict=True)})
+        run = _compile(baked, inputs, inner.for_constants())
+        return Frozen(run, take(baked.inputs), weights, numbers, state(values))
+    count_fused_steps()
+    folds = Folds(_folding(merging, lifted.structure), state)
+    folds.put(values, lifted.folded)
+    return Folding(
+        _compile(lifted, inputs, inner),
+        take(lifted.inputs),
+        take_weights,
+        numbers,
+        folds,
+        Unmerged(_plain(graph_module), inner),
+    )
+
+
+def _obstacle(graph_module: GraphModule, inputs: Sequence[Any]) -> str | None:
+    """Why the graph is left as it is, if so."""
+    tensors = [each for each in inputs if isinstance(each, Tensor)]
+    names = {getattr(node.target, "__name__", "") for node in graph_module.graph.nodes}
+    switched = names & {"_set_grad_enabled", "_enter_inference_mode"}
+    if (torch.is_grad_enabled() or switched) and any(each.requires_grad for each in tensors):
+        return "gradients are enabled"
+    if "_enter_autocast" in names or any(
+        torch.is_autocast_enabled(kind) for kind in {each.device.type for each in tensors}
+    ):
+        return "under autocast a merged operator would round elsewhere than the ones it stands for"
+    if graph_module.graph.find_nodes(op="call_module"):
+        return "it calls modules with weights of their own"
+    return None
+
+
+def _folding(merging: Merging, structure: tuple[Any, ...]) -> Callable[[Tensors], Tensors | None]:
+    """Folds weights for the merged graph of that structure."""
+
+    def fold(weights: Tensors) -> Tensors | None:
+        lifted = merging.run(weights).lifted
+        if lifted.structure == structure:
+            return lifted.folded
+        log.warning("weights merge in another way than those compiled for; they run unmerged")
+        return None
+
+    return fold
+
+
+def _compile(lifted: Lifted, inputs: Sequence[Any], inner: Inner) -> Run:
+    context = TracingContext.try_get()
+    if context is not None:
+        # These take long to import, and have been by now.
+        from torch._dynamo.source import ConstantSource
+        from torch.fx.experimental.symbolic_shapes import DimDynamic, StatefulSymbolicContext
+
+        # Or AOTAutograd would take their sizes for symbols, as of tensors that it has never seen.
+        for place, folded in enumerate(lifted.folded):
+            context.tensor_to_context[folded] = StatefulSymbolicContext(
+                dynamic_sizes=[DimDynamic.STATIC] * folded.dim(),
+                tensor_source=ConstantSource(f"fxreduce_folded_{place}"),
+            )
+    given = [inputs[place] for place in lifted.inputs]
+    return inner.compile(lifted.graph_module, [*given, *lifted.folded])
+
+
+def _plain(graph_module: GraphModule) -> GraphModule:
+    """A copy of the graph without what torch.compile noted in it, example values among that."""
+    graph = deepcopy(graph_module.graph)
+    for node in graph.nodes:
+        node.meta.clear()
+    return GraphModule(graph_module, graph)

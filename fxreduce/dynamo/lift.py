@@ -1,0 +1,194 @@
+"""A merged graph with its weights as inputs again, of which some are folded from several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node, Tracer
+
+from fxreduce.graph.nodes import attribute, tensor_of
+
+_FOLDED = "fxreduce_folded_"
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """A graph module without parameters, and what to call it with.
+
+    Attributes:
+        graph_module: takes some of the original inputs, then the folded weights; it calls
+            functions alone.
+        inputs: the places of the former among the original inputs.
+        folded: the latter: plain tensors.
+    """
+
+    graph_module: GraphModule
+    inputs: tuple[int, ...]
+    folded: tuple[Tensor, ...]
+
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """Equal for two that differ in the values of the folded weights alone."""
+        layouts = [
+            (each.shape, each.stride(), each.dtype, each.device, each.storage_offset())
+            for each in self.folded
+        ]
+        return (self.graph_module.code, self.inputs, *layouts)
+
+
+class _EveryCall(Tracer):
+    """Traces through every module, down to the functions that it calls."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
+        return False
+
+
+class _Call(nn.Module):
+    """Calls a module on one tensor, so that its other arguments are what they are by default."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Any:
+        return self.module(x)
+
+
+def lift(
+    merged: GraphModule, inputs: Mapping[str, int], weights: Mapping[int, tuple[str, int]]
+) -> Lifted:
+    """Turn every parameter, buffer and module of a merged graph into inputs and functions.
+
+    Args:
+        merged: its placeholders are some of the original inputs.
+        inputs: the place of each of them among the original inputs, by name.
+        weights: name and place of the inputs that the merged graph has as attributes instead, by
+            the identity of the tensors.
+    """
+    return _Lifter(merged, inputs, weights).run()
+
+
+class _Lifter:
+    def __init__(
+        self,
+        merged: GraphModule,
+        inputs: Mapping[str, int],
+        weights: Mapping[int, tuple[str, int]],
+    ) -> None:
+        self._merged = merged
+        self._places = dict(inputs)
+        self._weights = weights
+        self._graph = Graph()
+        self._nodes: dict[Node, Any] = {}
+        self._tensors: dict[int, Node] = {}  # the input that a tensor became, by its identity
+        self._folded: list[Tensor] = []
+        self._traced: dict[Node, GraphModule] = {}
+
+    def run(self) -> Lifted:
+        # A graph's inputs come first.
+        order = self._declare(self._read_tensors())
+        attributes: dict[str, Any] = {}
+        for node in self._merged.graph.nodes:
+            if node.op == "output":
+                self._graph.output(self._output(node))
+            elif node.op == "call_module":
+                self._nodes[node] = self._inline(node)
+            elif (tensor := tensor_of(self._merged, node)) is not None:
+                self._nodes[node] = self._tensors[id(tensor)]
+            elif node.op != "placeholder":
+                self._nodes[node] = self._graph.node_copy(node, self._nodes.__getitem__)
+                if node.op == "get_attr":  # the body of a control-flow operator
+                    attributes[str(node.target)] = attribute(self._merged, str(node.target))
+        for node in self._graph.nodes:
+            node.meta.clear()
+        lifted = GraphModule(attributes, self._graph)
+        return Lifted(lifted, order, tuple(self._folded))
+
+    def _read_tensors(self) -> dict[int, Tensor]:
+        """Every parameter, buffer and constant that the graph reads, in order, by identity."""
+        read: dict[int, Tensor] = {}
+        for node in self._merged.graph.nodes:
+            if node.op == "call_module":
+                module = _Call(self._merged.get_submodule(str(node.target)))
+                owner = GraphModule(module, _EveryCall().trace(module))
+                self._traced[node] = owner
+                nodes = list(owner.graph.nodes)
+            else:
+                owner, nodes = self._merged, [node]
+            found = [tensor_of(owner, each) for each in nodes]
+            read.update({id(tensor): tensor for tensor in found if tensor is not None})
+        return read
+
+    def _declare(self, read: Mapping[int, Tensor]) -> tuple[int, ...]:
+        """Make the placeholders; returns the places of the original inputs among them."""
+        originals = {
+            self._places[str(node.target)]: node
+            for node in self._merged.graph.find_nodes(op="placeholder")
+        }
+        kept = {
+            place: (name, identity)
+            for identity in read
+            if identity in self._weights
+            for name, place in (self._weights[identity],)
+        }
+        order = sorted((*originals, *kept))
+        for place in order:
+            if place in originals:
+                node = originals[place]
+                self._nodes[node] = self._graph.placeholder(node.name)
+            else:
+                name, weight = kept[place]
+                self._tensors[weight] = self._graph.placeholder(name)
+        for identity, tensor in read.items():
+            if identity not in self._weights:
+                self._tensors[identity] = self._graph.placeholder(f"{_FOLDED}{len(self._folded)}")
+                self._folded.append(tensor.detach().clone())  # no view, nor the model's own
+        return tuple(order)
+
+    def _inline(self, call: Node) -> Any:
+        """The functions that a module calls, in place of the call."""
+        traced = self._traced[call]
+        (given,) = call.all_input_nodes
+        inside: dict[Node, Any] = {}
+        for node in traced.graph.nodes:
+            if node.op == "placeholder":
+                inside[node] = self._nodes[given]
+            elif node.op == "output":
+                return torch.fx.node.map_arg(node.args[0], inside.__getitem__)
+            elif (tensor := tensor_of(traced, node)) is not None:
+                inside[node] = self._tensors[id(tensor)]
+            else:
+                inside[node] = self._graph.node_copy(node, inside.__getitem__)
+        raise AssertionError("a graph ends in its output")
+
+    def _output(self, node: Node) -> Any:
+        """The outputs; a folded weight is copied, as the caller may overwrite what it gets."""
+
+        def given(each: Node) -> Node:
+            value: Node = self._nodes[each]
+            own = value.op == "placeholder" and value.name.startswith(_FOLDED)
+            return self._graph.call_method("clone", (value,)) if own else value
+
+        return torch.fx.node.map_arg(node.args[0], given)
+
+
+def bake(lifted: Lifted, values: Mapping[int, Tensor]) -> Lifted:
+    """The same with weights as constants: the folded ones, and inputs by their places."""
+    given = [values.get(place) for place in lifted.inputs]
+    constants = dict(enumerate([*given, *lifted.folded]))
+    graph = Graph()
+    nodes: dict[Node, Node] = {}
+    attributes: dict[str, Any] = dict(lifted.graph_module.named_modules())
+    for node in lifted.graph_module.graph.nodes:
+        constant = constants.pop(len(nodes), None) if node.op == "placeholder" else None
+        if constant is None:
+            nodes[node] = graph.node_copy(node, nodes.__getitem__)
+        else:
+            attributes[node.name] = constant.detach()
+            nodes[node] = graph.get_attr(node.name)
+    inputs = tuple(place for place in lifted.inputs if place not in values)
+    return Lifted(GraphModule(attributes, graph), inputs, ())

@@ -1,0 +1,30 @@
+"""Every test starts with nothing compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import _dynamo
+
+from tests.backend.compiling import Inner
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled() -> Iterator[None]:
+    _dynamo.reset()
+    yield
+    _dynamo.reset()
+
+
+@pytest.fixture(params=["eager", "aot_eager"])
+def inner(request: pytest.FixtureRequest) -> Inner:
+    """An inner backend that counts, without and with AOTAutograd."""
+    return Inner(request.param)
+
+
+@pytest.fixture
+def no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
