@@ -12,6 +12,7 @@ from hypothesis.strategies import DrawFn
 from torch import Tensor
 
 from fxreduce.calibration import grid
+from fxreduce.calibration.batch_norm import BatchNorm
 from fxreduce.calibration.fill import filling
 from fxreduce.calibration.observer import Observer
 from fxreduce.calibration.statistics import ChannelStatistics
@@ -82,9 +83,14 @@ def assert_counts(seen: ChannelStatistics, expected: Sequence[Tensor]) -> None:
 
 
 def observer_of(
-    kind: str, channel_axis: int = -3, *, moments: bool = False, in_place: bool = False
+    kind: str,
+    channel_axis: int = -3,
+    *,
+    moments: bool = False,
+    in_place: bool = False,
+    norm: BatchNorm | None = None,
 ) -> Observer:
-    """An observer that replaces the rectifier's call where it can."""
+    """An observer that replaces the rectifier's call where it can, and a batch-norm's before it."""
     return Observer(
         "a.b",
         channel_axis,
@@ -92,6 +98,7 @@ def observer_of(
         moments=moments,
         fill=filling(kind),
         in_place=in_place,
+        norm=norm,
     )
 
 

@@ -15,13 +15,12 @@ from observing import (
     counts,
     laid_out,
     observed,
+    observer_of,
     small_blocks,
 )
 from torch import Tensor
 
 from fxreduce.calibration.batch_norm import BatchNorm
-from fxreduce.calibration.fill import filling
-from fxreduce.calibration.observer import Observer
 from fxreduce.errors import CalibrationError
 
 __all__ = ["small_blocks"]
@@ -35,20 +34,6 @@ def batch_norm(channels: int, dtype: torch.dtype, affine: bool = True) -> BatchN
     variance = torch.rand(channels, dtype=dtype) + 0.1
     given = (weight, bias) if affine else (None, None)
     return BatchNorm(mean, variance, *given, 1e-3)
-
-
-def observer_of(
-    norm: BatchNorm, kind: str, channel_axis: int, *, moments: bool = False, in_place: bool = False
-) -> Observer:
-    return Observer(
-        "a.b",
-        channel_axis,
-        rectify=RECTIFIERS[kind],
-        moments=moments,
-        fill=filling(kind),
-        in_place=in_place,
-        norm=norm,
-    )
 
 
 @st.composite
@@ -81,7 +66,7 @@ def test_outputs_and_statistics_are_those_of_the_calls_one_after_the_other(
         norm = batch_norm(x.shape[1], x.dtype, affine)
         z = norm(x)
         channel_axis = -1 if other_axis else 1 - x.dim()
-        made = observer_of(norm, kind, channel_axis, moments=moments, in_place=in_place)
+        made = observer_of(kind, channel_axis, moments=moments, in_place=in_place, norm=norm)
         given_to = copied(x)
         with torch.no_grad():
             output = made(given_to)
@@ -108,7 +93,7 @@ def test_many_blocks_have_the_bits_of_one_batch_norm(
         x = laid_out(x, "channels_last", 1 - x.dim())
     norm = batch_norm(shape[1], x.dtype)
     expected = norm(x)
-    made = observer_of(norm, "relu6", 1 - x.dim(), moments=moments, in_place=True)
+    made = observer_of("relu6", 1 - x.dim(), moments=moments, in_place=True, norm=norm)
     with torch.no_grad():
         output = made(x)
     assert output is x
@@ -120,7 +105,7 @@ def test_gradients_pass_through_the_batch_norm_too() -> None:
     x = torch.randn(2, 3, 8, 8, requires_grad=True)
     norm = batch_norm(3, x.dtype)
     for in_place in (False, True):
-        made = observer_of(norm, "relu", -3, in_place=in_place)
+        made = observer_of("relu", -3, in_place=in_place, norm=norm)
         (found,) = torch.autograd.grad(made(x * 2).square().sum(), x)
         (expected,) = torch.autograd.grad(norm(x * 2).relu().square().sum(), x)
         assert torch.equal(found, expected)
@@ -128,11 +113,11 @@ def test_gradients_pass_through_the_batch_norm_too() -> None:
 
 
 def test_an_empty_batch_passes() -> None:
-    made = observer_of(batch_norm(3, torch.float32), "relu", -3)
+    made = observer_of("relu", norm=batch_norm(3, torch.float32))
     assert made(torch.empty(0, 3, 8, 8)).shape == (0, 3, 8, 8)
 
 
 def test_without_a_rectifier_for_blocks_there_is_no_such_observer() -> None:
     norm = batch_norm(3, torch.float32)
     with pytest.raises(CalibrationError, match=r"the batch-norm before a\.b can be computed only"):
-        observer_of(norm, "gelu", -3)
+        observer_of("gelu", norm=norm)
