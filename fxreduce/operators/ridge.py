@@ -70,6 +70,10 @@ class _Sums:
             return start
         return start + torch.cholesky_solve(self.xy - self.xx @ start.mT, factor).mT
 
+    def error_for(self, start: Tensor, strength: float, judge: _Sums) -> float:
+        """The error on other rows of the weights for one strength."""
+        return judge.error(self.ridge(start, strength))
+
     def joined(self, other: _Sums) -> _Sums:
         xx, xy = self.xx + other.xx, self.xy + other.xy
         return _Sums(xx, xy, self.yy + other.yy, self.rows + other.rows)
@@ -80,6 +84,7 @@ class _Rows:
     """The rows themselves: X in parts of [groups, n, F], Y in parts of [groups, n, O]."""
 
     parts: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _kept: tuple[_Rows, Tensor, Tensor] | None = None
 
     @property
     def rows(self) -> int:
@@ -93,10 +98,28 @@ class _Rows:
         return float((y - x @ w.mT).square().mean())
 
     def ridge(self, start: Tensor, strength: float) -> Tensor:
-        x, y = self._whole
-        scale, values, vectors = self._dual
-        residual = vectors.mT @ (y - x @ start.mT) / (values.unsqueeze(2) + strength)
-        return start + (x.mT @ (vectors @ residual) / scale.unsqueeze(2)).mT
+        x, _ = self._whole
+        scale = self._dual[0]
+        return start + (x.mT @ self._coefficients(start, strength) / scale.unsqueeze(2)).mT
+
+    def error_for(self, start: Tensor, strength: float, judge: _Rows) -> float:
+        # Without the weights, which may be many more than the rows.
+        kernel, residual = judge._against(self, start)
+        return float((residual - kernel @ self._coefficients(start, strength)).square().mean())
+
+    def _coefficients(self, start: Tensor, strength: float) -> Tensor:
+        """What each row adds to the weights, [groups, n, O]."""
+        _, values, vectors = self._dual
+        _, residual = self._against(self, start)
+        return vectors @ (vectors.mT @ residual / (values.unsqueeze(2) + strength))
+
+    def _against(self, other: _Rows, start: Tensor) -> tuple[Tensor, Tensor]:
+        """X·D⁻²·X'ᵀ with the rows X' and the D of others, and Y − X·W₀ᵀ."""
+        if self._kept is None or self._kept[0] is not other:
+            x, y = self._whole
+            kernel = (x / other._dual[0].unsqueeze(1)) @ other._whole[0].mT
+            self._kept = other, kernel, y - x @ start.mT
+        return self._kept[1:]
 
     def joined(self, other: _Rows) -> _Rows:
         return _Rows([*self.parts, *other.parts])
@@ -180,15 +203,15 @@ class Equations:
         if not self._fit.rows + self._held_out.rows:
             return Fit(with_weights(self.operator, start), 0.0, 0.0, float("inf"))
         before = self._judge.error(start)
-        best, at = self._search(start)
-        after = self._judge.error(best)
+        after, strength = self._search(start)
         if not after < before:
             return Fit(with_weights(self.operator, start), before, before, float("inf"))
-        if self._held_out.rows and self._fit.rows:
-            # What has been held out for the choice of the strength serves the fit at last.
-            whole = self._fit.joined(self._held_out)  # type: ignore[arg-type]  # of one kind
-            best = whole.ridge(start, _STRENGTHS[at])
-        return Fit(with_weights(self.operator, best), before, after, _STRENGTHS[at])
+        # What has been held out for the choice of the strength serves the fit at last.
+        both = self._fit.rows and self._held_out.rows
+        rows = self._fit.joined(self._held_out) if both else self._basis  # type: ignore[arg-type]
+        return Fit(
+            with_weights(self.operator, rows.ridge(start, strength)), before, after, strength
+        )
 
     @property
     def _judge(self) -> _Sums | _Rows:
@@ -198,22 +221,21 @@ class Equations:
     def _basis(self) -> _Sums | _Rows:
         return self._fit if self._fit.rows else self._held_out
 
-    def _search(self, start: Tensor) -> tuple[Tensor, int]:
-        """The weights of the best strength, and its place."""
-        best = self._basis.ridge(start, _STRENGTHS[_MIDDLE])
-        error, at = self._judge.error(best), _MIDDLE
+    def _search(self, start: Tensor) -> tuple[float, float]:
+        """The least error on held-out rows, and the strength that has it."""
+
+        def error(place: int) -> float:
+            return self._basis.error_for(start, _STRENGTHS[place], self._judge)  # type: ignore[arg-type]
+
+        best, at = error(_MIDDLE), _MIDDLE
         for step in (-1, 1):
             place = at + step
-            while 0 <= place < len(_STRENGTHS):
-                tried = self._basis.ridge(start, _STRENGTHS[place])
-                tried_error = self._judge.error(tried)
-                if not tried_error < error:
-                    break
-                best, error, at = tried, tried_error, place
+            while 0 <= place < len(_STRENGTHS) and (found := error(place)) < best:
+                best, at = found, place
                 place += step
             if at != _MIDDLE:
                 break
-        return best, at
+        return best, _STRENGTHS[at]
 
 
 def rows_for(operator: Conv, available: int) -> int:
