@@ -40,10 +40,6 @@ class Run(Interpreter):
         while self._place < self._places[node]:
             self._step()
 
-    def input(self, node: Node) -> Any:
-        """The value of a node that others will still read."""
-        return self.env[node]
-
     def take(self, node: Node) -> Any:
         """The value of a node of `keep`, which is kept no longer."""
         self.until(node)

@@ -89,7 +89,9 @@ def execute(
         precise = deepcopy(unmerged.graph_module).double()
         run_pipeline(precise, merging, disable=disable, check=checker(precise))
     merged = merge(unmerged.graph_module, decisions.cost, example, disable=disable, check=check)
-    refit = Refit(decisions.weights).run(merged.graph_module)
+    refit = PassResult(merged.graph_module)
+    if decisions.weights:
+        refit = Refit(decisions.weights).run(merged.graph_module)
     kept = {site.name for site in find_sites(refit.graph_module)}
     before, after = count_affine(graph_module), count_affine(refit.graph_module)
     refusals = (

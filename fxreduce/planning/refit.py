@@ -156,13 +156,14 @@ class _Finder:
     def places(self, calibration: Calibration) -> Iterator[_Place]:
         """The operators, in order of execution; one batch tells what changed."""
         _, unmerged, merged = self._graphs
+        plain_nodes = by_value(unmerged)
         found = {
             node: call
             for value, node in by_value(merged).items()
             if value in self._named and (call := fittable(merged, node)) is not None
         }
         nodes = [
-            (self._named[node.meta[VALUE]], by_value(unmerged)[node.meta[VALUE]], node)
+            (self._named[node.meta[VALUE]], plain_nodes[node.meta[VALUE]], node)
             for node in merged.graph.nodes
             if node in found
         ]
