@@ -39,21 +39,26 @@ class BorderedConv(nn.Module):
 
     It computes conv(x) + conv(1) + bias, where conv(1) has the kernel `border` [Cout, 1, *k] and
     one image's size: inside it is a constant, at the border it leaves out what the padding does.
+    For inputs of a fixed size, a compiler that knows the weights makes conv(1) + bias a constant.
     """
+
+    one: Tensor
 
     def __init__(self, conv: nn.Module, border: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.conv = conv
         self.border = nn.Parameter(border)
         self.bias = None if bias is None else nn.Parameter(bias)
+        # A tensor of the module's own, not one made in `forward`, which compilers do not fold.
+        one = border.new_ones((1,) * border.dim())
+        self.register_buffer("one", one, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         conv: Any = self.conv
         # Sizes one by one: torch.fx can trace that, and an input without a batch axis has them too.
         sizes = [x.shape[axis] for axis in range(-len(conv.stride), 0)]
-        ones = x.new_ones((1, 1, *sizes))
         offset = torch.convolution(
-            ones,
+            self.one.expand(1, 1, *sizes),
             self.border,
             self.bias,
             conv.stride,
@@ -64,7 +69,8 @@ class BorderedConv(nn.Module):
             1,
         )
         result: Tensor = conv(x)
-        return result.add_(offset[0])
+        # Of the same shape it can be added within the convolution, by those who compile it so.
+        return result.add_(offset[0].expand_as(result))
 
 
 def to_module(operator: Operator, like: Tensor | None) -> nn.Module:
