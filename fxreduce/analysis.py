@@ -113,8 +113,9 @@ class Analysis:
         include: Sequence[str] | None = None,
         exclude: Sequence[str] | None = None,
         refit_scope: str = "downstream",
+        candidates: str = "auto",
     ) -> Plan:
-        """Choose the sites to remove, the least important first, measured again after each.
+        """Choose the sites to remove, the best to remove first, measured again after each.
 
         Args:
             budget: how many sites (int), which fraction of them (float), a Budget, or "auto",
@@ -132,6 +133,11 @@ class Analysis:
             include, exclude: globs over site names.
             refit_scope: "merged" refits the operators in whose region a rectifier is removed,
                 "downstream" all operators that read what these changed, too.
+            candidates: "sites" removes one site after the other, the least important first;
+                "regions" removes sites together that save more so, by `cost`: those first whose
+                importance, added up, is least for what they save. "auto" takes regions with
+                budgets that bound what removals cost or gain, and sites with those that count
+                rectifiers or bound entropies, as the published methods do.
 
         Raises:
             PlanError: the budget, the importance or a glob does not fit the model.
@@ -146,5 +152,6 @@ class Analysis:
             self.entropy,
             self.axes,
             refit_scope,
+            candidates,
         )
         return make_plan(self.graph_module, self.calibration, self.example, options)

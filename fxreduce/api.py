@@ -88,6 +88,7 @@ def apply(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
     refit_scope: str = "downstream",
+    candidates: str = "auto",
     forward: Forward | None = None,
     device: torch.device | str | None = None,
     progress: bool | None = None,
@@ -99,7 +100,8 @@ def apply(
     Args:
         model: in eval mode.
         calib_loader: see `analyze`.
-        budget, importance, compensate, cost, include, exclude, refit_scope: see `Analysis.plan`.
+        budget, importance, compensate, cost, include, exclude, refit_scope, candidates: see
+            `Analysis.plan`.
         forward, device, progress: see `analyze`.
         verify: check every merge against the unmerged graph, in float64, on a few samples.
         disable: names of passes to skip.
@@ -122,6 +124,7 @@ def apply(
         include,
         exclude,
         refit_scope=refit_scope,
+        candidates=candidates,
         disable=disabled,
         verify=verify,
     )

@@ -95,6 +95,14 @@ class Budget(Protocol):
 class Combinable:
     """A budget that combines with others: `a & b` allows what both allow."""
 
+    @property
+    def for_speed(self) -> bool:
+        """Whether it bounds what removals cost or gain, so that speed is what is wanted of them.
+
+        Not, where it counts rectifiers or bounds their entropy.
+        """
+        return False
+
     def __and__(self, other: object) -> All:
         return All((*_parts(self), *_parts(other)))
 
@@ -113,6 +121,10 @@ class All(Combinable):
     """
 
     budgets: tuple[Budget, ...]
+
+    @property
+    def for_speed(self) -> bool:
+        return any(is_for_speed(budget) for budget in self.budgets)
 
     def begin(self, context: Context) -> Judge:
         return _AllJudge(tuple(budget.begin(context) for budget in self.budgets))
@@ -143,6 +155,11 @@ class _AllJudge(Judge):
 
 def _first(found: Iterable[T | None]) -> T | None:
     return next((each for each in found if each is not None), None)
+
+
+def is_for_speed(budget: Budget) -> bool:
+    """Whether speed is what the budget wants; a budget of a user's own says so by `for_speed`."""
+    return bool(getattr(budget, "for_speed", False))
 
 
 def _parts(budget: object) -> tuple[Budget, ...]:
@@ -240,6 +257,10 @@ class MaxDrop(Combinable):
                 f"{self.evaluate!r}"
             )
 
+    @property
+    def for_speed(self) -> bool:
+        return True
+
     def begin(self, context: Context) -> Judge:
         return _DropJudge(self, self.value(context.original))
 
@@ -290,6 +311,10 @@ class Fidelity(Combinable):
     def __post_init__(self) -> None:
         if not is_number(self.min_agreement) or not 0 <= self.min_agreement <= 1:
             raise PlanError(f"an agreement lies between 0 and 1; seen: {self.min_agreement!r}")
+
+    @property
+    def for_speed(self) -> bool:
+        return True
 
     def begin(self, context: Context) -> Judge:
         expected = _predictions(context.outputs(context.original))

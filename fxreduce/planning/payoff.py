@@ -70,7 +70,7 @@ def _rated(modules: Sequence[GraphModule], cost: CostModel, example: Example) ->
     """What each graph costs: in ms by the clock for measured latencies, else in the cost's unit."""
     if isinstance(cost, LatencyCost):
         return [1e3 * each for each in _seconds(modules, example)]
-    return [_sum(each, cost) for each in modules]
+    return [graph_cost(each, cost) for each in modules]
 
 
 def _seconds(modules: Sequence[GraphModule], example: Example) -> list[float]:
@@ -79,7 +79,8 @@ def _seconds(modules: Sequence[GraphModule], example: Example) -> list[float]:
     return median_latencies(calls, parameter.device, rounds=_ROUNDS)
 
 
-def _sum(graph_module: GraphModule, cost: CostModel) -> float:
+def graph_cost(graph_module: GraphModule, cost: CostModel) -> float:
+    """The costs of a graph's operators and of its passes over memory, added up."""
     nodes = graph_module.graph.nodes
     return sum(costs(cost, [each for node in nodes for each in _calls(graph_module, node)]))
 

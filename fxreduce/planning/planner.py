@@ -1,12 +1,13 @@
-"""Making a plan: the least important site goes first, and all are measured again after it.
+"""Making a plan: what is best to remove goes first, and all sites are measured again after it.
 
-A site whose removal the budget does not bear is kept, and the next one is tried: importance orders
-the sites, what they cost decides.
+Best is the least important site, or the region with the least damage for what its removal saves.
+What the budget does not bear is kept, and the next is tried: importance orders, what it costs
+decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -24,9 +25,11 @@ from fxreduce.operators.cost import CostModel, as_cost
 from fxreduce.passes.base import PassResult, run_pipeline
 from fxreduce.passes.linearise import Linearise
 from fxreduce.passes.pipeline import PREPARE
-from fxreduce.planning.budgets import Budget, Context, Judge, as_budget
+from fxreduce.planning.budgets import Budget, Context, Judge, as_budget, is_for_speed
+from fxreduce.planning.candidates import ByRegion, BySite, Order, require_candidates
 from fxreduce.planning.example import Example, InputSpec
 from fxreduce.planning.fingerprint import digest, fingerprint
+from fxreduce.planning.gain import Gains, Sites
 from fxreduce.planning.importance import as_importance
 from fxreduce.planning.measure import SiteStatistics, measure
 from fxreduce.planning.payoff import speedup
@@ -55,6 +58,7 @@ class Options:
     exclude: Sequence[str] | None = None
     axes: Mapping[str, int] = field(default_factory=dict)
     refit_scope: str = "downstream"
+    candidates: str = "auto"
     disable: Collection[str] = ()
     verify: bool = True
 
@@ -70,6 +74,7 @@ class Options:
         entropy: str = "paper",
         axes: Mapping[str, int] | None = None,
         refit_scope: str = "downstream",
+        candidates: str = "auto",
         disable: Collection[str] = (),
         verify: bool = True,
     ) -> Options:
@@ -84,16 +89,25 @@ class Options:
             exclude=(exclude,) if isinstance(exclude, str) else exclude,
             axes=axes or {},
             refit_scope=refit_scope,
+            candidates=candidates,
             disable=disable,
             verify=verify,
         )
 
     def __post_init__(self) -> None:
         require_compensation(self.compensate)
+        require_candidates(self.candidates)
         if self.refit_scope not in SCOPES:
             raise UnsupportedError(
                 f"refit_scope is one of {', '.join(map(repr, SCOPES))}; seen: {self.refit_scope!r}"
             )
+
+    def order(self, prepared: GraphModule) -> Order:
+        """The order of removals from a graph, whose nodes know their shapes."""
+        by_region = self.candidates == "regions"
+        if self.candidates == "auto":
+            by_region = is_for_speed(self.budget)
+        return ByRegion(Gains(prepared, self.cost, self.disable)) if by_region else BySite()
 
 
 def require_compensation(name: str, known: Sequence[str] = COMPENSATIONS) -> None:
@@ -107,7 +121,7 @@ def require_compensation(name: str, known: Sequence[str] = COMPENSATIONS) -> Non
 def make_plan(
     graph_module: GraphModule, calibration: Calibration, example: Example, options: Options
 ) -> Plan:
-    """Remove the least important site as long as the budget allows, measuring after each removal.
+    """Remove what is best to remove as long as the budget allows, measuring after each removal.
 
     Args:
         graph_module: captured, its nodes knowing their shapes; unchanged.
@@ -151,8 +165,11 @@ class _Search:
     calibration: Calibration
     options: Options
     judge: Judge
+    order: Order
     names: list[str]
     candidates: list[str]
+    refused: set[Sites] = field(default_factory=set)
+    removals: list[Sites] = field(default_factory=list)
     entropies: dict[str, float] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     maps: dict[str, ScaleShift] = field(default_factory=dict)
@@ -180,7 +197,8 @@ class _Search:
                 lambda module: speedup(prepared, module, options.cost, example, options.disable),
             )
         )
-        return cls(prepared, prepared, calibration, options, judge, names, candidates)
+        order = options.order(prepared)
+        return cls(prepared, prepared, calibration, options, judge, order, names, candidates)
 
     def run(self) -> str:
         """Remove sites until something ends it; returns what did."""
@@ -194,6 +212,8 @@ class _Search:
             return stopped
         self.refusals.append(RefusedRewrite("the whole graph", shortfall.reason, "plan"))
         self.current, self.steps = shortfall.graph_module, self.steps[: shortfall.keep]
+        kept = {step.site for step in self.steps}
+        self.removals = [sites for sites in self.removals if kept.issuperset(sites)]
         self.maps = {step.site: self.maps[step.site] for step in self.steps if self.maps}
         return f"{stopped}; {shortfall.reason}"
 
@@ -204,12 +224,16 @@ class _Search:
                 return reason
             measured = self._measure()
             self.ranks = self._rank(measured)
-            for name in sorted(self.candidates, key=lambda name: self.ranks[name].order):
-                if (reason := self.judge.before(measured[name])) is not None:
+            for sites in self.order.next(self.candidates, self.ranks):
+                if sites in self.refused or self._exceeds(sites):
+                    continue
+                reasons = [self.judge.before(measured[name]) for name in sites]
+                if reason := next(filter(None, reasons), None):
                     return reason
-                self.candidates.remove(name)
-                if self._remove(measured[name], self.ranks[name]):
+                if self._remove([measured[name] for name in sites]):
                     break
+            else:
+                break
         return reason or "no site is left to try"
 
     def settle(self, example: Example) -> Settled:
@@ -226,7 +250,7 @@ class _Search:
             options.disable,
             options.verify,
         )
-        settled = settling.run([step.site for step in self.steps])
+        settled = settling.run(self.removals)
         self.refusals.extend(settled.refusals)
         return settled
 
@@ -247,35 +271,50 @@ class _Search:
         """The rank of every site that may go."""
 
         def without(name: str) -> GraphModule | Refusal:
-            trial = self._without(measured[name])
+            trial = self._without([measured[name]])
             return Refusal(trial.refusals[0].reason) if trial.refusals else trial.graph_module
 
         sites = {name: measured[name] for name in measured if name in self.candidates}
         stage = Stage(self.current, sites, self.calibration, without)
         return ranked(self.options.importance, stage)
 
-    def _without(self, site: SiteStatistics) -> PassResult:
-        """The graph without one more site."""
-        return Linearise((site.name,), self._fit(site)).run(self.current)
+    def _without(self, sites: Sequence[SiteStatistics]) -> PassResult:
+        """The graph without some more sites."""
+        maps = {name: fit for site in sites for name, fit in self._fit(site).items()}
+        return Linearise(tuple(site.name for site in sites), maps).run(self.current)
 
     def _fit(self, site: SiteStatistics) -> dict[str, ScaleShift]:
         return {site.name: site.affine_fit()} if self._fits else {}
 
-    def _remove(self, site: SiteStatistics, rank: Rank) -> bool:
-        """Try to remove a site. A refusal is final: later removals only add to the damage."""
-        trial = self._without(site)
+    def _exceeds(self, sites: Sites) -> bool:
+        """Whether a part of the sites is already all that is asked for."""
+        return self.judge.enough(len(self.steps) + len(sites) - 1) is not None
+
+    def _remove(self, sites: Sequence[SiteStatistics]) -> bool:
+        """Try to remove sites together. A refusal is final: later removals add to the damage."""
+        names = tuple(site.name for site in sites)
+        self.refused.add(names)
+        trial = self._without(sites)
         if trial.refusals:
-            self.refusals.extend(trial.refusals)
+            self._refuse(trial.refusals)
             return False
         # What is refitted is judged when it is.
         judged = self.options.compensate != "refit"
         if judged and (reason := self.judge.after(trial.graph_module)) is not None:
-            self.refusals.append(RefusedRewrite(site.name, reason, Linearise.name))
+            self._refuse([RefusedRewrite(" + ".join(names), reason, Linearise.name)])
             return False
-        self.steps.append(Step(site.name, site.entropy, rank.value, rank.unjudged))
-        self.maps |= self._fit(site)
+        for site in sites:
+            rank = self.ranks[site.name]
+            self.steps.append(Step(site.name, site.entropy, rank.value, rank.unjudged))
+            self.maps |= self._fit(site)
+        self.removals.append(names)
+        self.candidates = [name for name in self.candidates if name not in names]
         self.current = trial.graph_module
+        self.order.remove(names)
         return True
+
+    def _refuse(self, refusals: Iterable[RefusedRewrite]) -> None:
+        self.refusals.extend(each for each in refusals if each not in self.refusals)
 
     @property
     def _fits(self) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from torch import Tensor
 from torch.fx import GraphModule
@@ -24,6 +25,7 @@ from fxreduce.passes.linearise import Linearise
 from fxreduce.planning.budgets import Judge
 from fxreduce.planning.example import Example
 from fxreduce.planning.execute import merge
+from fxreduce.planning.gain import Sites
 from fxreduce.planning.refit import Refitted, output_error, refit
 from fxreduce.verify import Checker
 
@@ -78,9 +80,9 @@ class Settling:
     disable: Collection[str] = ()
     verify: bool = True
 
-    def run(self, sites: Sequence[str]) -> Settled:
-        """The longest part of the sequence that the judge accepts."""
-        kept, rest = list[str](), list(sites)
+    def run(self, removals: Sequence[Sites]) -> Settled:
+        """The longest part of the sequence that the judge accepts; what goes together stays so."""
+        kept, rest = list[Sites](), list(removals)
         refusals = list[RefusedRewrite]()
         for _ in range(_ROUNDS):
             count, reason = self._longest(kept, rest)
@@ -88,25 +90,23 @@ class Settling:
             if reason is None:
                 rest = []
                 break
-            refusals.append(RefusedRewrite(rest[count], reason, Linearise.name))
+            refusals.append(_refusal(rest[count], reason))
             rest = rest[count + 1 :]
-        refusals += [
-            RefusedRewrite(site, "removals before it used up the budget", Linearise.name)
-            for site in rest
-        ]
+        refusals += [_refusal(sites, "removals before it used up the budget") for sites in rest]
         if not kept:
             return Settled((), {}, {}, (), tuple(refusals))
-        maps, fitted = self._refitted(kept)
+        names = list(chain.from_iterable(kept))
+        maps, fitted = self._refitted(names)
         if self.judge.after(fitted.graph_module) is not None:
-            maps, fitted = self._refitted(kept, sweeps=_SWEEPS)  # which it accepted
+            maps, fitted = self._refitted(names, sweeps=_SWEEPS)  # which it accepted
         line = (
             f"{len(fitted.weights)} operators refitted: squared error of the output on held-out "
             f"batches {fitted.error_before:.3g} -> {fitted.error:.3g}"
         )
         refusals += fitted.refusals
-        return Settled(tuple(kept), maps, fitted.weights, (line,), tuple(refusals))
+        return Settled(tuple(names), maps, fitted.weights, (line,), tuple(refusals))
 
-    def _longest(self, kept: list[str], rest: list[str]) -> tuple[int, str | None]:
+    def _longest(self, kept: list[Sites], rest: list[Sites]) -> tuple[int, str | None]:
         """How many of the rest may go as well, and why not one more."""
         if (reason := self._refused([*kept, *rest])) is None:
             return len(rest), None
@@ -118,11 +118,11 @@ class Settling:
             reason = found or reason
         return low, reason
 
-    def _refused(self, sites: Sequence[str]) -> str | None:
+    def _refused(self, removals: Sequence[Sites]) -> str | None:
         """Why the judge refuses the model without these sites; None where it does not."""
         if type(self.judge).after is Judge.after:
             return None  # it accepts all
-        _, fitted = self._refitted(sites, sweeps=_SWEEPS)
+        _, fitted = self._refitted(list(chain.from_iterable(removals)), sweeps=_SWEEPS)
         return self.judge.after(fitted.graph_module)
 
     def _refitted(
@@ -153,3 +153,7 @@ class Settling:
         return refit(
             self.prepared, unmerged, merged, self.calibration, error, self.scope, sweeps=sweeps
         )
+
+
+def _refusal(sites: Sites, reason: str) -> RefusedRewrite:
+    return RefusedRewrite(" + ".join(sites), reason, Linearise.name)

@@ -34,6 +34,10 @@ class Speedup(Combinable):
                 f"a speed-up is how many times as cheap the model gets, 1 or more; seen: {self.x!r}"
             )
 
+    @property
+    def for_speed(self) -> bool:
+        return True
+
     def begin(self, context: Context) -> Judge:
         return _SpeedupJudge(self.x, context.speedup)
 
