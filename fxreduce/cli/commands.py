@@ -109,6 +109,7 @@ def reduce(arguments: argparse.Namespace) -> None:
         cost=arguments.cost,
         include=arguments.include,
         exclude=arguments.exclude,
+        candidates=arguments.candidates,
     )
     original = inputs.model.module
     reduced = plan.apply(original)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fxreduce.cli.commands import analyze, demo, reduce
 from fxreduce.errors import FxReduceError
+from fxreduce.planning.candidates import CANDIDATES
 from fxreduce.planning.importance import importance_names
 
 _MODEL = "torchvision:NAME, timm:NAME, or path/to/file.py:FACTORY, called without arguments"
@@ -122,6 +123,14 @@ def _add_reduce(parser: argparse.ArgumentParser) -> None:
         default="flops",
         help="what decides whether a merge pays: multiply-adds and memory, or the time that the "
         "operators take on this machine (default %(default)s)",
+    )
+    parser.add_argument(
+        "--candidates",
+        choices=CANDIDATES,
+        default="auto",
+        help="what goes at a time: sites: the least important rectifier; regions: those that save "
+        "more together, by the cost model and their importance; auto: regions with the budget "
+        "auto, else sites (default %(default)s)",
     )
     for option, what in (("--include", "only rectifiers"), ("--exclude", "no rectifier")):
         parser.add_argument(

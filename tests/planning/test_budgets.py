@@ -95,7 +95,8 @@ def test_max_drop_keeps_what_costs_too_much_and_tries_the_next(
     def dear(module: nn.Module) -> Tensor:  # a tensor of one number is a number, too
         return (module(torch.full((1, 1), -100.0))[0, 2] == 0).double()
 
-    plan = analysis.plan(budget=fxreduce.MaxDrop(0.5, dear), compensate="identity")
+    budget = fxreduce.MaxDrop(0.5, dear)
+    plan = analysis.plan(budget=budget, compensate="identity", candidates="sites")
     assert plan.sites == ("acts.0", "acts.3", "acts.1")
     (refusal,) = plan.refusals
     assert refusal.where == "acts.2"
