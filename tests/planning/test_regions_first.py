@@ -1,4 +1,4 @@
-"""Sets of sites are rated by what they save together, and planning removes the best of them first."""
+"""Sets of sites are rated by what they save together; planning removes the best of them first."""
 
 from __future__ import annotations
 
