@@ -114,6 +114,7 @@ class Analysis:
         exclude: Sequence[str] | None = None,
         refit_scope: str = "downstream",
         candidates: str = "auto",
+        exact: bool = False,
     ) -> Plan:
         """Choose the sites to remove, the best to remove first, measured again after each.
 
@@ -138,6 +139,9 @@ class Analysis:
                 importance, added up, is least for what they save. "auto" takes regions with
                 budgets that bound what removals cost or gain, and sites with those that count
                 rectifiers or bound entropies, as the published methods do.
+            exact: whether all merges are exact. Else "refit" with regions also fits one
+                convolution in place of two padded ones, with a kernel no larger than theirs;
+                `report` names these with the variance that they leave unexplained.
 
         Raises:
             PlanError: the budget, the importance or a glob does not fit the model.
@@ -153,5 +157,6 @@ class Analysis:
             self.axes,
             refit_scope,
             candidates,
+            exact,
         )
         return make_plan(self.graph_module, self.calibration, self.example, options)

@@ -89,6 +89,7 @@ def apply(
     exclude: Sequence[str] | None = None,
     refit_scope: str = "downstream",
     candidates: str = "auto",
+    exact: bool = False,
     forward: Forward | None = None,
     device: torch.device | str | None = None,
     progress: bool | None = None,
@@ -100,8 +101,8 @@ def apply(
     Args:
         model: in eval mode.
         calib_loader: see `analyze`.
-        budget, importance, compensate, cost, include, exclude, refit_scope, candidates: see
-            `Analysis.plan`.
+        budget, importance, compensate, cost, include, exclude, refit_scope, candidates,
+            exact: see `Analysis.plan`.
         forward, device, progress: see `analyze`.
         verify: check every merge against the unmerged graph, in float64, on a few samples.
         disable: names of passes to skip.
@@ -125,6 +126,7 @@ def apply(
         exclude,
         refit_scope=refit_scope,
         candidates=candidates,
+        exact=exact,
         disable=disabled,
         verify=verify,
     )

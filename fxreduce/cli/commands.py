@@ -110,6 +110,7 @@ def reduce(arguments: argparse.Namespace) -> None:
         include=arguments.include,
         exclude=arguments.exclude,
         candidates=arguments.candidates,
+        exact=arguments.exact,
     )
     original = inputs.model.module
     reduced = plan.apply(original)

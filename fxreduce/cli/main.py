@@ -132,6 +132,11 @@ def _add_reduce(parser: argparse.ArgumentParser) -> None:
         "more together, by the cost model and their importance; auto: regions with the budget "
         "auto, else sites (default %(default)s)",
     )
+    parser.add_argument(
+        "--exact",
+        action="store_true",
+        help="make no approximate merges, which refit makes of neighbours where that saves most",
+    )
     for option, what in (("--include", "only rectifiers"), ("--exclude", "no rectifier")):
         parser.add_argument(
             option,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
 from torch.fx import GraphModule, Node
 
@@ -27,6 +28,22 @@ def name_values(graph_module: GraphModule) -> None:
 def by_value(graph_module: GraphModule) -> dict[str, Node]:
     """The nodes by the names of their values."""
     return {node.meta[VALUE]: node for node in graph_module.graph.nodes if VALUE in node.meta}
+
+
+def crosses(end: Node, start: str | None, wanted: Collection[Node]) -> bool:
+    """Whether one of the wanted nodes lies between the value `start` and the node `end`, or is it.
+
+    Without such a value, whether one lies anywhere before it.
+    """
+    waiting, seen = [end], set[Node]()
+    while waiting:
+        node = waiting.pop()
+        if node in wanted:
+            return True
+        if node.meta[VALUE] != start and node not in seen:
+            seen.add(node)
+            waiting.extend(node.all_input_nodes)
+    return False
 
 
 def _path(node: Node) -> str:

@@ -19,9 +19,11 @@ from fxreduce.graph.values import name_values
 from fxreduce.operators.affine import ScaleShift
 from fxreduce.operators.cost import CostModel
 from fxreduce.passes.base import Check, PassResult, run_pipeline
+from fxreduce.passes.crop_kernels import CropKernels
 from fxreduce.passes.linearise import Linearise
 from fxreduce.passes.pipeline import PREPARE, fusion
 from fxreduce.passes.refit import Refit
+from fxreduce.planning.crop import crop
 from fxreduce.planning.example import Example
 from fxreduce.planning.payoff import not_paid
 from fxreduce.report.report import REPORT, Report, SiteRow
@@ -36,6 +38,8 @@ class Decisions:
         cost: decides which exact merges pay.
         sites: the sites to remove, in order.
         maps: the affine maps that take the place of some of them.
+        cropped: the values of convolutions to merge approximately, see
+            `fxreduce.passes.crop_kernels`.
         weights: fitted weights of merged operators, see `fxreduce.passes.refit.Refit`.
         entropies: entropies in bits, by site.
         lines: what was decided and why.
@@ -45,6 +49,7 @@ class Decisions:
     cost: CostModel
     sites: tuple[str, ...] = ()
     maps: Mapping[str, ScaleShift] = field(default_factory=dict)
+    cropped: tuple[str, ...] = ()
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     entropies: Mapping[str, float] = field(default_factory=dict)
     lines: tuple[str, ...] = ()
@@ -82,7 +87,11 @@ def execute(
     removal, merging = Linearise(decisions.sites, decisions.maps), fusion(decisions.cost)
     prepared = run_pipeline(graph_module, PREPARE, disable=disable, check=checker(graph_module))
     name_values(prepared.graph_module)
-    unmerged = run_pipeline(prepared.graph_module, (removal,), disable=disable)
+    removed = run_pipeline(prepared.graph_module, (removal,), disable=disable)
+    unmerged = removed
+    if decisions.cropped:
+        exactly = checker(removed.graph_module)
+        unmerged = crop(removed.graph_module, decisions.cropped, decisions.cost, disable, exactly)
     check = checker(unmerged.graph_module)
     if check is not None and is_half(model_dtype(unmerged.graph_module)):
         # Rounding to half precision hides a wrong merge; on a float64 copy nothing does.
@@ -97,12 +106,14 @@ def execute(
     refusals = (
         *decisions.refusals,
         *prepared.refusals,
-        *unmerged.refusals,
+        *removed.refusals,
+        *(unmerged.refusals if decisions.cropped else ()),
         *merged.refusals,
         *refit.refusals,
     )
     result = refit.graph_module
-    result.meta[PIPELINE] = (*PREPARE, removal, *merging)
+    cropping = (CropKernels(decisions.cropped, decisions.cost),) if decisions.cropped else ()
+    result.meta[PIPELINE] = (*PREPARE, removal, *cropping, *merging)
     result.meta[REPORT] = Report(
         rung=capture_record(graph_module).rung,
         sites=tuple(

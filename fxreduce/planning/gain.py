@@ -23,9 +23,8 @@ from fxreduce.graph.structure import is_structural
 from fxreduce.operators.affine import Operator
 from fxreduce.operators.cost import Candidate, CostModel, costs
 from fxreduce.operators.setting import Setting
-from fxreduce.passes.base import run_pipeline
 from fxreduce.passes.linearise import Linearise
-from fxreduce.passes.pipeline import fusion
+from fxreduce.planning.crop import Crops, merge_cropping
 from fxreduce.planning.payoff import graph_cost
 
 # A set has at most so many sites, each behind the one before. Larger ones come about step by step.
@@ -47,19 +46,27 @@ class Gains:
         prepared: with all its rectifiers, its nodes knowing their shapes; unchanged.
         cost: decides which merges pay, and rates what they save.
         disable: names of merging passes to skip.
+        crops: which approximate merges are made, too.
     """
 
     def __init__(
-        self, prepared: GraphModule, cost: CostModel, disable: Collection[str] = ()
+        self,
+        prepared: GraphModule,
+        cost: CostModel,
+        disable: Collection[str] = (),
+        crops: Crops | None = None,
     ) -> None:
         tensor = next(prepared.parameters(), torch.empty(0))
         self._cost = _Placed(cost, str(tensor.device))
         self._disable = disable
+        self._crops = crops
+        self._removed: Sites = ()
         self._known: dict[tuple[Any, ...], float] = {}
         self._merge(deepcopy(prepared).to("meta"))
 
     def remove(self, sites: Sites) -> None:
         """Go on without these sites."""
+        self._removed += sites
         self._merge(Linearise(sites).run(self._graph_module).graph_module)
 
     def worthwhile(self, candidates: Collection[str]) -> dict[Sites, float]:
@@ -86,12 +93,14 @@ class Gains:
         return gains
 
     def _merge(self, graph_module: GraphModule) -> None:
-        passes = fusion(self._cost)
-        self._graph_module = run_pipeline(graph_module, passes, disable=self._disable).graph_module
+        self._graph_module = self._merged(graph_module, self._removed)
         self._sites = {site.name: site for site in find_sites(self._graph_module)}
         self._by_node = {site.node: name for name, site in self._sites.items()}
         self._order = {node: at for at, node in enumerate(self._graph_module.graph.nodes)}
         self._joins = {node for node in self._order if _is_joining(self._graph_module, node)}
+
+    def _merged(self, graph_module: GraphModule, removed: Sites) -> GraphModule:
+        return merge_cropping(graph_module, self._crops, removed, self._cost, self._disable)
 
     def _behind(self, name: str) -> list[str]:
         """The sites that only operators divide from this one, which stands before them."""
@@ -122,7 +131,7 @@ class Gains:
         key = (removed, *(self._signature(node) for node in nodes))
         if key not in self._known:
             part = self._part(nodes, removed)
-            merged = run_pipeline(part, fusion(self._cost), disable=self._disable).graph_module
+            merged = self._merged(part, self._removed + removed)
             # Merges that do not pay together are undone.
             self._known[key] = min(graph_cost(each, self._cost) for each in (part, merged))
         return self._known[key]

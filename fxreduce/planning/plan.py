@@ -31,7 +31,7 @@ from fxreduce.planning.regions import Region
 from fxreduce.planning.removal import PlannedRemoval
 from fxreduce.planning.weights_file import SUFFIX, load_weights, save_weights
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class Plan:
         regions: the removed sites, grouped by the affine region that their removal joins.
         compensate: "identity", "channel" or "refit".
         maps: the affine map that takes each site's place, unless that is the identity.
+        cropped: the values of convolutions that are merged approximately, see
+            `fxreduce.passes.crop_kernels`.
         weights: for "refit", the fitted weights of operators, see `fxreduce.passes.refit.Refit`.
         maps_replaced: whether the fitted weights make up for the maps, which then serve only where
             the weights do not.
@@ -77,6 +79,7 @@ class Plan:
     architecture: Fingerprint
     cost: CostModel
     maps: Mapping[str, ScaleShift] = field(default_factory=dict, repr=False)
+    cropped: tuple[str, ...] = ()
     weights: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     maps_replaced: bool = False
     fitted_to: str = ""
@@ -102,6 +105,7 @@ class Plan:
             self.cost,
             self.sites,
             {} if self.maps_replaced else self.maps,
+            self.cropped,
             self.weights,
             self.entropies,
             tuple(lines),
@@ -139,7 +143,9 @@ class Plan:
             )
             refusal = RefusedRewrite("the whole graph", reason, Refit.name)
             refusals = (*decisions.refusals, refusal)
-            decisions = replace(decisions, maps=self.maps, weights={}, refusals=refusals)
+            decisions = replace(
+                decisions, maps=self.maps, cropped=(), weights={}, refusals=refusals
+            )
         return execute(graph_module, decisions, example=example, verify=verify, disable=disabled)
 
     def backend(
@@ -263,6 +269,7 @@ def _decode(content: dict[str, Any]) -> dict[str, Any]:
         "regions": tuple(tuple(region) for region in content["regions"]),
         "compensate": content["compensate"],
         "maps_replaced": content["maps_replaced"],
+        "cropped": tuple(content["cropped"]),
         "fitted_to": content["fitted_to"],
         "stopped": content["stopped"],
         "entropies": content["entropies"],

@@ -27,6 +27,7 @@ from fxreduce.passes.linearise import Linearise
 from fxreduce.passes.pipeline import PREPARE
 from fxreduce.planning.budgets import Budget, Context, Judge, as_budget, is_for_speed
 from fxreduce.planning.candidates import ByRegion, BySite, Order, require_candidates
+from fxreduce.planning.crop import Crops
 from fxreduce.planning.example import Example, InputSpec
 from fxreduce.planning.fingerprint import digest, fingerprint
 from fxreduce.planning.gain import Gains, Sites
@@ -59,6 +60,7 @@ class Options:
     axes: Mapping[str, int] = field(default_factory=dict)
     refit_scope: str = "downstream"
     candidates: str = "auto"
+    exact: bool = False
     disable: Collection[str] = ()
     verify: bool = True
 
@@ -75,6 +77,7 @@ class Options:
         axes: Mapping[str, int] | None = None,
         refit_scope: str = "downstream",
         candidates: str = "auto",
+        exact: bool = False,
         disable: Collection[str] = (),
         verify: bool = True,
     ) -> Options:
@@ -90,6 +93,7 @@ class Options:
             axes=axes or {},
             refit_scope=refit_scope,
             candidates=candidates,
+            exact=exact,
             disable=disable,
             verify=verify,
         )
@@ -102,12 +106,23 @@ class Options:
                 f"refit_scope is one of {', '.join(map(repr, SCOPES))}; seen: {self.refit_scope!r}"
             )
 
+    @property
+    def by_region(self) -> bool:
+        """Whether what is removed goes by what it saves."""
+        return self.candidates == "regions" or (
+            self.candidates == "auto" and is_for_speed(self.budget)
+        )
+
+    def crops(self, prepared: GraphModule) -> Crops | None:
+        """The approximate merges that are made in a graph, if any: speed is what they are for."""
+        approximate = self.by_region and self.compensate == "refit" and not self.exact
+        return Crops(prepared) if approximate else None
+
     def order(self, prepared: GraphModule) -> Order:
         """The order of removals from a graph, whose nodes know their shapes."""
-        by_region = self.candidates == "regions"
-        if self.candidates == "auto":
-            by_region = is_for_speed(self.budget)
-        return ByRegion(Gains(prepared, self.cost, self.disable)) if by_region else BySite()
+        if not self.by_region:
+            return BySite()
+        return ByRegion(Gains(prepared, self.cost, self.disable, self.crops(prepared)))
 
 
 def require_compensation(name: str, known: Sequence[str] = COMPENSATIONS) -> None:
@@ -133,12 +148,13 @@ def make_plan(
     search = _Search.begin(graph_module, calibration, example, options)
     stopped = search.run()
     steps, replaced, weights = tuple(search.steps), False, dict[str, Tensor]()
+    cropped: tuple[str, ...] = ()
     lines: tuple[str, ...] = (stopped,)
     if options.compensate == "refit":
         settled = search.settle(example)
         steps = tuple(step for step in steps if step.site in settled.sites)
         lines, weights = (stopped, *settled.lines), dict(settled.weights)
-        replaced = not settled.maps
+        replaced, cropped = not settled.maps, settled.cropped
     return Plan(
         steps=steps,
         regions=regions(graph_module, [step.site for step in steps]),
@@ -149,6 +165,7 @@ def make_plan(
         cost=options.cost,
         maps={step.site: search.maps[step.site] for step in steps if search.maps},
         maps_replaced=replaced,
+        cropped=cropped,
         weights=weights,
         fitted_to=digest(graph_module) if weights else "",
         refusals=tuple(search.refusals),
@@ -249,6 +266,7 @@ class _Search:
             self.judge,
             options.disable,
             options.verify,
+            options.crops(self.prepared),
         )
         settled = settling.run(self.removals)
         self.refusals.extend(settled.refusals)

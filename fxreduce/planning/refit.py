@@ -25,7 +25,7 @@ from fxreduce.graph.recorder import RefusedRewrite
 from fxreduce.graph.rectifiers import find_sites
 from fxreduce.graph.run import Run
 from fxreduce.graph.shapes import copied
-from fxreduce.graph.values import VALUE, by_value
+from fxreduce.graph.values import VALUE, by_value, crosses
 from fxreduce.operators.affine import Conv, Operator, Refusal, as_conv, in_double
 from fxreduce.operators.patches import weights
 from fxreduce.operators.ridge import Equations, Fit, rows_for
@@ -54,6 +54,8 @@ class Refitted:
         weights: by the name of an operator's value, see `fxreduce.passes.refit.Refit`.
         error, error_before: the squared error of the output on held-out batches, relative to the
             original's square.
+        unexplained: of each fitted operator, the part of the variance of the original's value that
+            the fit leaves on held-out samples.
         refusals: operators that could not be fitted, with the reasons.
     """
 
@@ -61,6 +63,7 @@ class Refitted:
     weights: Mapping[str, Tensor]
     error: float
     error_before: float
+    unexplained: Mapping[str, float]
     refusals: tuple[RefusedRewrite, ...]
 
 
@@ -107,13 +110,13 @@ def refit(
         if isinstance(call := fittable(working, named[place.value]), AffineCall)
     ]
     sweep = _Sweep(original, working, calibration, places)
-    best, kept, least = error, dict[str, Tensor](), inf
+    best, kept, least, unexplained = error, dict[str, Tensor](), inf, dict[str, float]()
     for number in range((sweeps or _MOST_SWEEPS) if places else 0):
         fitted = sweep.run(f"refitting, sweep {number + 1}")
         found = output_error(original, working, calibration)
         least, enough = min(least, found), found > (1 - _GAIN) * best
         if found < best:
-            best, kept = found, fitted
+            best, kept, unexplained = found, fitted, dict(sweep.unexplained)
         if enough and number:
             break
     refusals = list(finder.refusals)
@@ -124,7 +127,7 @@ def refit(
         )
         refusals.append(RefusedRewrite("the whole graph", reason, Refit.name))
     result = Refit(kept).run(merged).graph_module
-    return Refitted(result, kept, best, error, tuple(refusals))
+    return Refitted(result, kept, best, error, unexplained, tuple(refusals))
 
 
 def output_error(original: nn.Module, other: nn.Module, calibration: Calibration) -> float:
@@ -186,15 +189,26 @@ class _Finder:
 
     def _spans_removal(self, node: Node, call: AffineCall) -> bool:
         """Whether a rectifier was removed between the operator's input and its value."""
-        start, waiting, seen = call.input.meta.get(VALUE), [node], set[Node]()
-        while waiting:
-            node = waiting.pop()
-            if node in self._removed:
-                return True
-            if node.meta[VALUE] != start and node not in seen:
-                seen.add(node)
-                waiting.extend(node.all_input_nodes)
-        return False
+        return crosses(node, call.input.meta.get(VALUE), self._removed)
+
+
+class _Spread:
+    """The variance of values that come in parts, [N, C, L]: of each channel, then their mean."""
+
+    def __init__(self) -> None:
+        self._rows, self._sums, self._squares = 0, Tensor(), Tensor()
+
+    def add(self, values: Tensor) -> None:
+        values = values.double().transpose(0, 1).flatten(1)
+        sums, squares = values.sum(1), values.square().sum(1)
+        self._sums = self._sums + sums if self._rows else sums
+        self._squares = self._squares + squares if self._rows else squares
+        self._rows += values.shape[1]
+
+    @property
+    def variance(self) -> float:
+        means = self._sums / self._rows
+        return float((self._squares / self._rows - means.square()).clamp(min=0).mean())
 
 
 class _Sweep:
@@ -217,6 +231,7 @@ class _Sweep:
     def run(self, description: str) -> dict[str, Tensor]:
         """Fit every operator once; returns the weights."""
         self._waiting: dict[int, tuple[Run, Run]] = {}
+        self.unexplained: dict[str, float] = {}
         fitted = {}
         places = track(
             range(len(self._places)), description, total=len(self._places), progress=self._progress
@@ -224,7 +239,8 @@ class _Sweep:
         for number in places:
             place = self._places[number]
             operator = place.call.operator
-            fit = self._fit(number, as_conv(in_double(_current(self._graphs[1], place))))
+            fit, variance = self._fit(number, as_conv(in_double(_current(self._graphs[1], place))))
+            self.unexplained[place.value] = fit.after / variance if variance else 0.0
             matrices = weights(fit.operator)
             module = to_module(refitted(operator, matrices), place.call.like)
             target = str(place.call.node.target)
@@ -234,8 +250,10 @@ class _Sweep:
         self._waiting.clear()
         return fitted
 
-    def _fit(self, number: int, operator: Conv) -> Fit:
+    def _fit(self, number: int, operator: Conv) -> tuple[Fit, float]:
+        """The fit of an operator, and the variance of what it was fitted to."""
         place, seen, rows, equations = self._places[number], 0, 0, None
+        spread = _Spread()
         for batch, (original, reduced) in self._runs(number):
             reduced.until(place.call.node)
             x = _samples(reduced.env[place.call.input], operator.rank)
@@ -248,9 +266,11 @@ class _Sweep:
             held_out = self._held_out(batch, seen, len(x))
             seen += len(x)
             chosen, places = _pick(len(x), positions, rows, batch)
-            equations.add(x[chosen], y[chosen], places.to(x.device), held_out[chosen])
+            places = places.to(x.device)
+            equations.add(x[chosen], y[chosen], places, held_out[chosen])
+            spread.add(y[chosen].flatten(2)[:, :, places] if operator.rank else y[chosen])
         assert equations is not None  # as there is a batch
-        return equations.solve()
+        return equations.solve(), spread.variance
 
     def _held_out(self, batch: int, seen: int, samples: int) -> Tensor:
         """Which samples choose the strength: those of whole batches, where there are enough."""

@@ -19,10 +19,12 @@ from torch.fx import GraphModule
 
 from fxreduce.calibration.batches import Calibration
 from fxreduce.graph.recorder import RefusedRewrite
+from fxreduce.graph.values import VALUE, by_value
 from fxreduce.operators.affine import ScaleShift
 from fxreduce.operators.cost import CostModel
 from fxreduce.passes.linearise import Linearise
 from fxreduce.planning.budgets import Judge
+from fxreduce.planning.crop import Crops, crop, merge_before
 from fxreduce.planning.example import Example
 from fxreduce.planning.execute import merge
 from fxreduce.planning.gain import Sites
@@ -42,6 +44,7 @@ class Settled:
     Attributes:
         sites: their names, in order.
         maps: of each site that is not replaced by the identity, what takes its place.
+        cropped: the values of convolutions to crop, see `fxreduce.passes.crop_kernels`.
         weights: the fitted weights, see `fxreduce.passes.refit.Refit`.
         lines: what fitting did.
         refusals: removals that the judge refused, and operators that could not be fitted.
@@ -49,6 +52,7 @@ class Settled:
 
     sites: tuple[str, ...]
     maps: Mapping[str, ScaleShift]
+    cropped: tuple[str, ...]
     weights: Mapping[str, Tensor]
     lines: tuple[str, ...]
     refusals: tuple[RefusedRewrite, ...]
@@ -68,6 +72,7 @@ class Settling:
         judge: accepts or refuses a refitted model.
         disable: names of merging passes to skip.
         verify: whether merges are checked.
+        crops: which approximate merges are made, too; None makes none.
     """
 
     prepared: GraphModule
@@ -79,6 +84,7 @@ class Settling:
     judge: Judge
     disable: Collection[str] = ()
     verify: bool = True
+    crops: Crops | None = None
 
     def run(self, removals: Sequence[Sites]) -> Settled:
         """The longest part of the sequence that the judge accepts; what goes together stays so."""
@@ -94,17 +100,21 @@ class Settling:
             rest = rest[count + 1 :]
         refusals += [_refusal(sites, "removals before it used up the budget") for sites in rest]
         if not kept:
-            return Settled((), {}, {}, (), tuple(refusals))
+            return Settled((), {}, (), {}, (), tuple(refusals))
         names = list(chain.from_iterable(kept))
-        maps, fitted = self._refitted(names)
-        if self.judge.after(fitted.graph_module) is not None:
-            maps, fitted = self._refitted(names, sweeps=_SWEEPS)  # which it accepted
-        line = (
-            f"{len(fitted.weights)} operators refitted: squared error of the output on held-out "
-            f"batches {fitted.error_before:.3g} -> {fitted.error:.3g}"
-        )
+        best = self._refitted(names)
+        if self.judge.after(best.fitted.graph_module) is not None:
+            best = self._refitted(names, sweeps=_SWEEPS)  # which it accepted
+        fitted = best.fitted
         refusals += fitted.refusals
-        return Settled(tuple(names), maps, fitted.weights, (line,), tuple(refusals))
+        return Settled(
+            tuple(names),
+            best.maps,
+            tuple(best.cropped),
+            fitted.weights,
+            _lines(best),
+            tuple(refusals),
+        )
 
     def _longest(self, kept: list[Sites], rest: list[Sites]) -> tuple[int, str | None]:
         """How many of the rest may go as well, and why not one more."""
@@ -122,37 +132,94 @@ class Settling:
         """Why the judge refuses the model without these sites; None where it does not."""
         if type(self.judge).after is Judge.after:
             return None  # it accepts all
-        _, fitted = self._refitted(list(chain.from_iterable(removals)), sweeps=_SWEEPS)
-        return self.judge.after(fitted.graph_module)
+        found = self._refitted(list(chain.from_iterable(removals)), sweeps=_SWEEPS)
+        return self.judge.after(found.fitted.graph_module)
 
-    def _refitted(
-        self, sites: Sequence[str], *, sweeps: int | None = None
-    ) -> tuple[Mapping[str, ScaleShift], Refitted]:
-        """The refitted model without these sites, and the maps that are left in it."""
+    def _refitted(self, sites: Sequence[str], *, sweeps: int | None = None) -> _Form:
+        """The refitted model without these sites, in the form that serves best."""
         maps = {site: self.maps[site] for site in sites}
-        unmerged, merged = self._merged(sites, maps)
-        error = output_error(self.prepared, merged, self.calibration)
-        fitted = self._fitted(*self._merged(sites, {}), error, sweeps)
-        if fitted.weights:
-            return {}, fitted
-        return maps, self._fitted(unmerged, merged, error, sweeps)
+        with_maps = self._merged(Linearise(tuple(sites), maps).run(self.prepared).graph_module)
+        error = output_error(self.prepared, with_maps.merged, self.calibration)
+        plain = Linearise(tuple(sites)).run(self.prepared).graph_module
+        cropped = self._cropped(plain, sites)
+        for values in dict.fromkeys((cropped, ())):
+            start = crop(plain, values, self.cost, self.disable).graph_module
+            fitted = self._fitted(self._merged(start), error, sweeps)
+            if fitted.weights:
+                return _Form({}, _places(values, start, fitted), fitted)
+        return _Form(maps, {}, self._fitted(with_maps, error, sweeps))
 
-    def _merged(
-        self, sites: Sequence[str], maps: Mapping[str, ScaleShift]
-    ) -> tuple[GraphModule, GraphModule]:
-        """The graph without these sites, unmerged and merged."""
-        unmerged = Linearise(tuple(sites), maps).run(self.prepared).graph_module
+    def _cropped(self, plain: GraphModule, sites: Sequence[str]) -> tuple[str, ...]:
+        if self.crops is None:
+            return ()
+        return self.crops.between(merge_before(plain, self.cost, self.disable), sites, self.cost)
+
+    def _merged(self, unmerged: GraphModule) -> _Merged:
         example = self.example
         check = Checker(unmerged, example.forward, example.batch) if self.verify else None
         merged = merge(unmerged, self.cost, example, disable=self.disable, check=check)
-        return unmerged, merged.graph_module
+        return _Merged(unmerged, merged.graph_module)
 
-    def _fitted(
-        self, unmerged: GraphModule, merged: GraphModule, error: float, sweeps: int | None
-    ) -> Refitted:
+    def _fitted(self, pair: _Merged, error: float, sweeps: int | None) -> Refitted:
         return refit(
-            self.prepared, unmerged, merged, self.calibration, error, self.scope, sweeps=sweeps
+            self.prepared,
+            pair.unmerged,
+            pair.merged,
+            self.calibration,
+            error,
+            self.scope,
+            sweeps=sweeps,
         )
+
+
+@dataclass(frozen=True)
+class _Merged:
+    """A graph without some sites, and what it was merged to."""
+
+    unmerged: GraphModule
+    merged: GraphModule
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A refitted model.
+
+    Attributes:
+        maps: of sites that are not replaced by the identity, what takes their place.
+        cropped: the values of the cropped convolutions, and the value of what each merged to.
+        fitted: the weights.
+    """
+
+    maps: Mapping[str, ScaleShift]
+    cropped: Mapping[str, str]
+    fitted: Refitted
+
+
+def _places(values: tuple[str, ...], start: GraphModule, fitted: Refitted) -> dict[str, str]:
+    """For each value the first fitted one that it has become part of, else itself."""
+    named, places = by_value(start), dict[str, str]()
+    for value in values:
+        node = named.get(value)
+        while node is not None and node.meta.get(VALUE) not in fitted.unexplained:
+            node = next(iter(node.users)) if len(node.users) == 1 else None
+        places[value] = value if node is None else node.meta[VALUE]
+    return places
+
+
+def _lines(form: _Form) -> tuple[str, ...]:
+    """What was done, for the report."""
+    fitted = form.fitted
+    line = (
+        f"{len(fitted.weights)} operators refitted: squared error of the output on held-out "
+        f"batches {fitted.error_before:.3g} -> {fitted.error:.3g}"
+    )
+    approximate = [
+        f"{value} is approximate: one convolution in place of two, with a kernel no larger than "
+        f"theirs; {fitted.unexplained[place]:.2%} of the variance is unexplained"
+        for value, place in form.cropped.items()
+        if place in fitted.unexplained
+    ]
+    return (line, *approximate)
 
 
 def _refusal(sites: Sites, reason: str) -> RefusedRewrite:

@@ -113,7 +113,7 @@ def test_gains_go_on_from_what_is_removed() -> None:
 
 def plan(budget: object, **options: object) -> fxreduce.Plan:
     options = {"compensate": "identity"} | options
-    return fxreduce.analyze(seeded(Network), [images(8, 3, 12, 12)], progress=False).plan(
+    return fxreduce.analyze(seeded(Network), images(8, 8, pixels=12), progress=False).plan(
         budget=budget, **options
     )
 

@@ -1,0 +1,86 @@
+"""Merging approximately: which convolutions that removals bring together become one cropped one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch.fx import GraphModule
+
+from fxreduce.graph.rectifiers import find_sites
+from fxreduce.graph.values import VALUE, by_value, crosses
+from fxreduce.operators.cost import CostModel
+from fxreduce.passes.base import Check, PassResult, run_pipeline
+from fxreduce.passes.crop_kernels import CropKernels, dearer
+from fxreduce.passes.fuse_padded import Pair, match
+from fxreduce.passes.pipeline import fusion
+
+
+class Crops:
+    """Finds the convolutions to crop.
+
+    Args:
+        original: with all its rectifiers, its values named.
+    """
+
+    def __init__(self, original: GraphModule) -> None:
+        self._named = by_value(original)
+        self._sites = {site.name: site.node for site in find_sites(original)}
+
+    def between(
+        self, merged: GraphModule, removed: Collection[str], cost: CostModel
+    ) -> tuple[str, ...]:
+        """The values of convolutions that pay as one with what a removed site stood behind.
+
+        Args:
+            merged: all merged that is exact and pays, but for what is done at last.
+        """
+        nodes = {self._sites[name] for name in removed}
+        found = []
+        for node in merged.graph.nodes:
+            value, pair = node.meta.get(VALUE), match(merged, node)
+            if not isinstance(pair, Pair) or value not in self._named:
+                continue
+            start = pair.first.node.meta.get(VALUE)
+            if crosses(self._named[value], start, nodes) and not dearer(pair, cost):
+                found.append(value)
+        return tuple(found)
+
+
+def merge_before(
+    graph_module: GraphModule,
+    cost: CostModel,
+    disable: Collection[str] = (),
+    check: Check | None = None,
+) -> GraphModule:
+    """The graph with all merged that pays, but for what merges with nothing else."""
+    return run_pipeline(graph_module, fusion(cost)[:1], disable=disable, check=check).graph_module
+
+
+def crop(
+    graph_module: GraphModule,
+    values: tuple[str, ...],
+    cost: CostModel,
+    disable: Collection[str] = (),
+    check: Check | None = None,
+) -> PassResult:
+    """Merge what is exact, then what `CropKernels` makes of the named values; no more."""
+    if not values:
+        return PassResult(graph_module)
+    merged = merge_before(graph_module, cost, disable, check)
+    return CropKernels(values, cost).run(merged)
+
+
+def merge_cropping(
+    graph_module: GraphModule,
+    crops: Crops | None,
+    removed: Collection[str],
+    cost: CostModel,
+    disable: Collection[str] = (),
+) -> GraphModule:
+    """The graph with all merged that pays, approximately too where there are `crops`."""
+    if crops is not None:
+        merged = merge_before(graph_module, cost, disable)
+        graph_module = crop(
+            merged, crops.between(merged, removed, cost), cost, disable
+        ).graph_module
+    return run_pipeline(graph_module, fusion(cost), disable=disable).graph_module
