@@ -264,11 +264,11 @@ def _damaged(path: Path, error: Exception) -> ScheduleError:
 def _require_same(mine: Mapping[str, Any], theirs: Mapping[str, Any], path: Path) -> None:
     """Raise ScheduleError, naming the first difference, where a checkpoint is of something else."""
     for part, told in (("recipe", "another schedule"), ("architecture", "another model")):
-        difference = _difference(mine[part], theirs.get(part))
+        difference = _difference(mine[part], theirs.get(part), "" if part == "recipe" else part)
         if difference is not None:
             where, own, other = difference
             raise ScheduleError(
-                f"the checkpoint {path} is of {told}: {where or part} was {other!r} there and is "
+                f"the checkpoint {path} is of {told}: {where} was {other!r} there and is "
                 f"{own!r} now. Run with what it was begun with, or give another folder"
             )
 

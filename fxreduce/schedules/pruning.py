@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ def mask_weights(module: nn.Module, masks: Mapping[str, Tensor]) -> int:
     """
     count = 0
     for path, mask in masks.items():
-        layer = module.get_submodule(path)
+        layer: Any = module.get_submodule(path)
         count += int(torch.count_nonzero(layer.weight * (mask == 0)))
         prune.custom_from_mask(layer, NAME, mask)
     settle(module)
