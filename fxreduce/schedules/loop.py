@@ -15,7 +15,6 @@ from fxreduce.calibration.batches import Calibration
 from fxreduce.calibration.ranks import first_rank, over_ranks, rank
 from fxreduce.errors import ScheduleError
 from fxreduce.graph.feeding import Feeding
-from fxreduce.graph.recorder import share
 from fxreduce.graph.rectifiers import find_sites
 from fxreduce.operators.affine import ScaleShift
 from fxreduce.operators.cost import CostModel
@@ -24,6 +23,7 @@ from fxreduce.planning.example import Example
 from fxreduce.planning.payoff import speedup
 from fxreduce.planning.planner import HELD_OUT_EVERY
 from fxreduce.planning.refit import SCOPES
+from fxreduce.schedules.alive import alive
 from fxreduce.schedules.checkpoint import Checkpoint, Progress
 from fxreduce.schedules.network import Network, plain_copy
 from fxreduce.schedules.pruning import settle
@@ -306,7 +306,7 @@ class Schedule:
 
     def _train(self, module: GraphModule) -> None:
         """Train a graph that shares its weights with the network, in full."""
-        given = watched(module) if self._rule.watches else share(module)
+        given = alive(watched(module) if self._rule.watches else module)
         if (taught := self._taught_by()) is not None:
             given.add_module("fxreduce_teacher", taught)
         self._user_train(given.train())
