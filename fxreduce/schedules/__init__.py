@@ -10,6 +10,7 @@ from fxreduce.schedules.easier import Easier, easier
 from fxreduce.schedules.egp import Egp, Nepenthe, egp, nepenthe
 from fxreduce.schedules.layer_folding import LayerFolding, layer_folding
 from fxreduce.schedules.loop import Distillation
+from fxreduce.schedules.per_gain import PerGain
 from fxreduce.schedules.result import ScheduleResult
 from fxreduce.schedules.rounds import Round
 from fxreduce.schedules.rule import Action, Rule, Stage
@@ -29,6 +30,7 @@ __all__ = [
     "Egp",
     "LayerFolding",
     "Nepenthe",
+    "PerGain",
     "Round",
     "Rule",
     "ScheduleResult",

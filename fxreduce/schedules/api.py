@@ -133,7 +133,7 @@ def run(
     schedule = Schedule(
         network, rule, train, evaluate, settings, names, calibration, example, keeper, seed
     )
-    schedule.budget(limit, measured)
+    schedule.limit(limit, measured)
     finished = schedule.run(trained, on_round)
     return ScheduleResult(
         rule.name,

@@ -18,6 +18,8 @@ from fxreduce.graph.feeding import Feeding
 from fxreduce.graph.rectifiers import find_sites
 from fxreduce.operators.affine import ScaleShift
 from fxreduce.operators.cost import CostModel
+from fxreduce.passes.base import run_pipeline
+from fxreduce.passes.pipeline import PREPARE
 from fxreduce.planning.budgets import Budget, Context, Judge, is_number
 from fxreduce.planning.example import Example
 from fxreduce.planning.payoff import speedup
@@ -116,16 +118,22 @@ class Schedule:
         self._seed = seed
         self._judge = Judge()
         self._budget: Budget | None = None
-        self._cost: CostModel | None = None
         feeding = Feeding(network.base)
         self._feeds = {site.name: feeding.of(site) for site in find_sites(network.base)}
         self._trainings = 0
         self._teacher: Teacher | None = None
         self._progress = Progress()
 
-    def budget(self, budget: Budget | None, cost: CostModel) -> None:
-        """Set what else ends the schedule."""
-        self._budget, self._cost = budget, cost
+    def limit(self, budget: Budget | None, cost: CostModel) -> None:
+        """Set what else ends the schedule, and what rates networks."""
+        self._budget = budget
+        dense = run_pipeline(self._network.base, PREPARE).graph_module
+
+        def rated(module: GraphModule) -> float:
+            reduced = run_pipeline(plain_copy(module), PREPARE).graph_module
+            return speedup(dense, reduced, cost, self._example)
+
+        self._speedup = rated
 
     def run(self, trained: bool, on_round: Callable[[Round], None] | None) -> Progress:
         """All rounds that are not done yet."""
@@ -169,21 +177,12 @@ class Schedule:
             return
         dense = Network.restore(self._network.base, self._progress.snapshots["dense"]).module.eval()
         parted = self._calibration.hold_out(HELD_OUT_EVERY)
-        cost, example = self._cost, self._example
-        assert cost is not None  # as it is set with the budget
 
         def outputs(module: nn.Module) -> list[Any]:
             batches = enumerate(parted.check_batches())
             return [parted.run(module, number, batch) for number, batch in batches]
 
-        self._judge = self._budget.begin(
-            Context(
-                dense,
-                len(self._names),
-                outputs,
-                lambda module: speedup(dense, plain_copy(module), cost, example),
-            )
-        )
+        self._judge = self._budget.begin(Context(dense, len(self._names), outputs, self._speedup))
 
     def _stop(self) -> str | None:
         """Why there is no further round."""
