@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -86,3 +87,29 @@ def test_what_no_single_layer_feeds_is_refused_with_the_reason() -> None:
         "the rectifier relu feeds it",
         "cat, which feeds it, joins several values",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "sites"), [("resnet18", 17), ("mobilenet_v2", 35), ("vgg16_bn", 15), ("swin_t", 12)]
+)
+def test_every_site_of_the_papers_models_has_a_feeding_layer_of_its_own(
+    name: str, sites: int
+) -> None:
+    import torchvision
+
+    with torch.device("meta"):
+        graph_module = capture(getattr(torchvision.models, name)().eval())
+    feeding = Feeding(graph_module)
+    found = [feeding.of(site) for site in find_sites(graph_module)]
+    assert len({each.path for each in found if isinstance(each, Feed)}) == len(found) == sites
+
+
+def test_the_last_convolutions_of_the_blocks_of_resnet18_feed_the_sites_behind_the_sums() -> None:
+    import torchvision
+
+    with torch.device("meta"):
+        graph_module = capture(torchvision.models.resnet18().eval())
+    feeding = Feeding(graph_module)
+    found = [feeding.of(site) for site in find_sites(graph_module) if "#1" in site.name]
+    paths = [each.path for each in found if isinstance(each, Feed)]
+    assert paths == [f"layer{layer}.{block}.conv2" for layer in (1, 2, 3, 4) for block in (0, 1)]
