@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Unpack
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from fxreduce.errors import ScheduleError
 from fxreduce.graph.capture import Model
 from fxreduce.graph.feeding import Feed
+from fxreduce.operators.affine import Refusal
 from fxreduce.planning.measure import SiteStatistics
 from fxreduce.schedules.api import Options, run
 from fxreduce.schedules.irrelevance import (
@@ -40,9 +41,10 @@ IRRELEVANCES = ("layer", "neuron")
 class Egp(Rule):
     """Score: I, the pruning irrelevance of the layer that feeds a site; the lowest is pruned most.
 
-    In a round the smallest weights of each listed layer go by its share. A site whose entropy is 0,
-    before or after that, decides nothing: the affine map of each channel that it is on the
-    calibration data takes its place, which is the diagonal of 0 and 1 for a ReLU.
+    In a round the smallest weights of each listed layer go by its share. A site whose entropy is 0
+    after training decides nothing and goes, and so does one that a layer feeds of which nothing is
+    left: the affine map of each channel that it is on the calibration data takes its place, which
+    is the diagonal of 0 and 1 for a ReLU.
 
     The list holds the layers that feed sites: a convolution or linear, through batch-norms; behind
     a sum the block's last one. A layer that feeds several sites is listed once, with the channels
@@ -79,7 +81,7 @@ class Egp(Rule):
 
     def act(self, stage: Stage, scores: Scores) -> Action:
         measured = stage.measure(entropy=self._entropy, moments=True)
-        certain = [name for name, site in measured.items() if is_certain(site.channel_entropy)]
+        certain = _certain(measured)
         scored, weights = {}, {}
         for feed, sites, entropy in _layers(stage, measured):
             if self.variant == "code" and is_certain(entropy):
@@ -91,19 +93,31 @@ class Egp(Rule):
         masks = {
             path: smallest(weights[path], count) for path, count in counts.items() if count > 0
         }
+        unfed = _unfed(stage)
         if not masks and not certain:
-            return Action(why="no weight of a listed layer is left to prune")
+            return Action(why=f"no weight of a listed layer is left to prune{unfed}")
         after = measured
         if masks:
             trial = stage.pruned(masks)
             after = stage.measure(entropy=self._entropy, moments=True, graph_module=trial)
-            certain = [name for name, site in after.items() if is_certain(site.channel_entropy)]
+            # What is at 0 for another reason than its own layer may come back with training.
+            certain += [
+                name
+                for name in _certain(after)
+                if name not in certain and _is_whole(stage.feeds[name], masks)
+            ]
         told = f"pruned {sum(counts.values())} of {sum(left.values())} weights"
         return Action(
             {name: after[name].affine_fit() for name in certain},
             masks,
-            why=f"{told}; entropy 0: {', '.join(certain) or 'none'}",
+            why=f"{told}; entropy 0: {', '.join(certain) or 'none'}{unfed}",
         )
+
+    def finish(self, stage: Stage) -> Action:
+        measured = stage.measure(entropy=self._entropy, moments=True)
+        certain = _certain(measured)
+        maps = {name: measured[name].affine_fit() for name in certain}
+        return Action(maps, why=f"entropy 0: {', '.join(certain)}")
 
     @property
     def _entropy(self) -> str:
@@ -181,7 +195,7 @@ def nepenthe(
 
 
 def _layers(
-    stage: Stage, measured: dict[str, SiteStatistics]
+    stage: Stage, measured: Mapping[str, SiteStatistics]
 ) -> list[tuple[Feed, list[str], Tensor]]:
     """The listed layers, each with its sites and the entropies of their channels, in order."""
     sites: dict[Feed, list[str]] = {}
@@ -193,6 +207,23 @@ def _layers(
         (feed, names, torch.cat([measured[name].channel_entropy for name in names]))
         for feed, names in sites.items()
     ]
+
+
+def _unfed(stage: Stage) -> str:
+    """In words, which sites have no layer to prune, and why."""
+    feeds = ((name, stage.feeds[name]) for name in stage.sites)
+    found = [f"{name}: {each.reason}" for name, each in feeds if isinstance(each, Refusal)]
+    return f"; without a layer to prune are {'; '.join(found)}" if found else ""
+
+
+def _certain(measured: Mapping[str, SiteStatistics]) -> list[str]:
+    """The sites whose channels are always in one state."""
+    return [name for name, site in measured.items() if is_certain(site.channel_entropy)]
+
+
+def _is_whole(feed: Feed | Refusal, masks: Mapping[str, Tensor]) -> bool:
+    """Whether the masks leave nothing of the layer."""
+    return isinstance(feed, Feed) and feed.path in masks and not bool(masks[feed.path].any())
 
 
 def _weight(stage: Stage, feed: Feed) -> Tensor:

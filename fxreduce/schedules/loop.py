@@ -158,6 +158,8 @@ class Schedule:
         self._begin_budget()
         while (stopped := self._stop() or self._round()) is None:
             told = self._tell(told, on_round)
+        self._finish()
+        self._tell(told, on_round)
         self._progress.stopped = stopped
         self._checkpoint.save(self._progress)
         return self._progress
@@ -246,6 +248,21 @@ class Schedule:
         removed = tuple(name for name in names if name not in self._progress.stuck)
         self._end_round(Round(number, 0.0, removed, 0, pruned, scores, action.why, refused=refused))
         return None
+
+    def _finish(self) -> None:
+        """What the rule does at the end, unless the last round went too far already."""
+        if self._progress.rounds[-1].objection is not None:
+            return
+        self._trainings = 0
+        stage = self._stage()
+        action = self._rule.finish(stage)
+        if self._not_borne(stage, list(action.remove)) is not None:
+            return
+        refused = self._network.remove(self._maps(stage, action), frozen=action.frozen)
+        self._progress.stuck |= refused
+        if removed := tuple(name for name in action.remove if name not in refused):
+            number = len(self._progress.rounds)
+            self._end_round(Round(number, 0.0, removed, why=action.why, refused=refused))
 
     def _not_borne(self, stage: Stage, names: Sequence[str]) -> str | None:
         """Why the budget does not bear what the rule has chosen."""

@@ -57,3 +57,6 @@ class PerGain(Rule):
 
     def stop(self, stage: Stage) -> str | None:
         return self.rule.stop(stage)
+
+    def finish(self, stage: Stage) -> Action:
+        return self.rule.finish(stage)

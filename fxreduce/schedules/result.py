@@ -109,6 +109,7 @@ class ScheduleResult:
             f"{self.method}, round {each.number}: accuracy {each.accuracy:.4g}"
             + (f", removed {', '.join(each.removed)}" if each.removed else "")
             + (f", masked {each.pruned} weights" if each.pruned else "")
+            + (f" ({each.why})" if each.why else "")
             for each in reached
         ]
         decisions = Decisions(

@@ -183,6 +183,10 @@ class Rule:
         """Why there is no further round; None goes on."""
         return None
 
+    def finish(self, stage: Stage) -> Action:  # noqa: ARG002
+        """What goes at the very end, without training again: by default nothing."""
+        return Action()
+
 
 def by_score(scores: Scores) -> list[str]:
     """The sites from the lowest score on; of equal ones the first in order of execution."""
