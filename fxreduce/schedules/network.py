@@ -18,12 +18,13 @@ from fxreduce.passes.base import run_pipeline
 from fxreduce.passes.drop_checks import DropChecks
 from fxreduce.passes.linearise import Linearise
 from fxreduce.passes.single_assignment import SingleAssignment
+from fxreduce.schedules.layers import LayersAsModules
 from fxreduce.schedules.pruning import make_permanent, mask_weights, masked_layers, settle
 
 Maps = Mapping[str, ScaleShift | None]
 
 # What is trained keeps its dropouts, which a graph that only runs in eval need not have.
-_PREPARE = (DropChecks(), SingleAssignment())
+_PREPARE = (DropChecks(), SingleAssignment(), LayersAsModules())
 
 
 @dataclass(frozen=True)
