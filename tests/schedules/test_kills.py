@@ -35,9 +35,9 @@ def test_a_schedule_killed_at_random_moments_ends_with_the_same_weights(
         moments, killed = random.Random(kills), 0
         for number in range(kills):
             folder = str(number)
-            killed += told(folder, moments.uniform(0, float(took))) == "killed"
+            killed += told(folder, moments.uniform(0, 0.8 * float(took))) == "killed"
             _, found = told(folder, None).split(" ", 1)
             assert found == expected
         assert process.stdin is not None
         process.stdin.close()
-        assert killed >= kills // 2  # or the moments were none within the schedule
+        assert killed >= kills // 4  # or the moments were none within the schedule
