@@ -4,7 +4,7 @@ It measures how much of a decision every rectifier takes, deletes those that mat
 merges the affine operators that then stand next to each other.
 """
 
-from fxreduce import registry
+from fxreduce import registry, schedules
 from fxreduce.analysis import Analysis
 from fxreduce.api import analyze, apply, fuse, linearize
 from fxreduce.backend import backend
@@ -14,6 +14,7 @@ from fxreduce.errors import (
     EquivalenceError,
     FxReduceError,
     PlanError,
+    ScheduleError,
     UnsupportedError,
     WeightsChangedError,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "PlanError",
     "Remove",
     "Report",
+    "ScheduleError",
     "Speedup",
     "UnsupportedError",
     "WeightsChangedError",
@@ -53,5 +55,6 @@ __all__ = [
     "linearize",
     "registry",
     "report",
+    "schedules",
     "verify",
 ]

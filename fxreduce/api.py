@@ -9,10 +9,10 @@ import torch
 from torch.fx import GraphModule
 
 from fxreduce.analysis import Analysis
-from fxreduce.calibration.batches import Calibration, Forward
+from fxreduce.calibration.batches import Forward
 from fxreduce.calibration.loader import Loader
 from fxreduce.calibration.statistics import require_variant
-from fxreduce.errors import CaptureError, PlanError, UnsupportedError
+from fxreduce.errors import PlanError, UnsupportedError
 from fxreduce.graph.capture import Model, capture
 from fxreduce.graph.rectifiers import find_sites
 from fxreduce.graph.shapes import call
@@ -22,10 +22,11 @@ from fxreduce.passes.base import run_pipeline
 from fxreduce.passes.linearise import Linearise
 from fxreduce.passes.pipeline import PREPARE, as_disabled
 from fxreduce.planning.budgets import Budget
-from fxreduce.planning.example import Example, learn_shapes
+from fxreduce.planning.example import Example
 from fxreduce.planning.execute import Decisions, execute
 from fxreduce.planning.measure import measure
 from fxreduce.planning.planner import LOCAL, Options, make_plan, require_compensation
+from fxreduce.planning.prepare import prepare
 from fxreduce.planning.ranking import Importance, SiteImportance
 
 
@@ -46,8 +47,9 @@ def analyze(
         model: in eval mode.
         calib_loader: batches: a Tensor, a tuple whose first items are the model's inputs, or a
             dictionary by input name; labels are left out.
-        entropy: "paper", the pooled entropy of the sign, or "easier-code", as EASIER's published
-            code has it: zero counts as ON, and mini-batches are averaged.
+        entropy: "paper", the pooled entropy of the sign; "easier-code", as EASIER's published
+            code has it: zero counts as ON, and mini-batches are averaged; or "egp-code", the same
+            with zero as OFF, as EGP's code has it.
         moments: whether to take the moments that compensation needs, too.
         axes: channel axes, counted from the right, of sites where the layout's own is not wanted.
         forward: calls a module on a batch, `(module, batch) -> output`, where the default does not
@@ -63,7 +65,7 @@ def analyze(
     """
     require_variant(entropy)
     loader = Loader(calib_loader, keep=False)
-    graph_module, calibration, example = _prepare(model, loader, forward, device, progress)
+    graph_module, calibration, example = prepare(model, loader, forward, device, progress)
     _require_axes(graph_module, axes or {})
     measured = measure(graph_module, calibration, entropy=entropy, moments=moments, axes=axes)
     return Analysis(
@@ -131,7 +133,7 @@ def apply(
         verify=verify,
     )
     loader = Loader(calib_loader, keep=True)
-    graph_module, calibration, example = _prepare(model, loader, forward, device, progress)
+    graph_module, calibration, example = prepare(model, loader, forward, device, progress)
     plan = make_plan(graph_module, calibration, example, options)
     return execute(graph_module, plan.decisions, example=example, verify=verify, disable=disabled)
 
@@ -192,27 +194,6 @@ def linearize(
         refusal = result.refusals[0]
         raise PlanError(f"{refusal.where} cannot be removed: {refusal.reason}")
     return result.graph_module.eval()
-
-
-def _prepare(
-    model: Model,
-    loader: Loader,
-    forward: Forward | None,
-    device: torch.device | str | None,
-    progress: bool | None,
-) -> tuple[GraphModule, Calibration, Example]:
-    """Capture the model, and learn its shapes from the first batch."""
-    graph_module = capture(model)
-    if device is not None:
-        graph_module = graph_module.to(device)
-    calibration = Calibration.of(graph_module, loader, forward, progress)
-    batch = calibration.first()
-    try:
-        example = learn_shapes(graph_module, batch, calibration.forward)
-    except CaptureError:
-        calibration.run(graph_module, 0, batch)  # raises, naming batch and shapes
-        raise
-    return graph_module, calibration, example
 
 
 def _require_sites(names: Iterable[str], known: Iterable[str], owner: str) -> None:

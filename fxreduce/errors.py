@@ -27,6 +27,10 @@ class EquivalenceError(FxReduceError):
     """A pass that claims to be exact changed what the graph computes."""
 
 
+class ScheduleError(FxReduceError):
+    """A schedule's settings, training or checkpoint do not fit the model or each other."""
+
+
 class UnsupportedError(FxReduceError):
     """The request is well formed, but names something that fxreduce does not have."""
 

@@ -23,6 +23,7 @@ FLOORS = (
     ("report", "verify"),
     ("dynamo",),
     ("planning",),
+    ("schedules",),
     ("analysis", "api", "backend", "registry"),
     ("__init__",),
     ("cli", "__main__"),

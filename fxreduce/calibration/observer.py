@@ -92,7 +92,7 @@ class Observer(nn.Module):
         self._sums: BlockSums | None = None  # for pre-activations of the latest kind
         self._waiting: list[Tensor] = []  # the numbers of batches of that kind
         self._latest: Tensor | None = None  # NaN in it tells of values that are not finite
-        self._totals: Tensor | None = None  # sums over batches; the last row is their entropies
+        self._totals: Tensor | None = None  # over batches; the last two rows are entropies
         self._batches = 0
         self._count = 0  # values per channel
         self._shift: Shift | None = None
@@ -147,10 +147,16 @@ class Observer(nn.Module):
             on,
             off,
             self._count - on - off,
-            self._totals[-1].clone(),
+            self._totals[-2].clone(),
             self._batches,
-            self._moments(self._totals[2:-1]) if self.moments else None,
+            self._moments(self._totals[2:-2]) if self.moments else None,
+            self._totals[-1].clone(),
         )
+
+    @property
+    def has_seen(self) -> bool:
+        """Whether there are statistics."""
+        return bool(self._waiting) or self._totals is not None
 
     def _prepare(self, z: Tensor, key: object) -> None:
         """Make ready for inputs of this shape, layout and dtype."""
@@ -225,8 +231,10 @@ class Observer(nn.Module):
         sums = numbers if self._sums is None else self._sums.per_channel(numbers)
         if not bool(sums.sum().isfinite()):
             self._raise_not_finite(sums)
-        entropies = binary_entropy(1 - sums[:, 1] / self._per_channel)
-        added = torch.cat([sums, entropies.unsqueeze(1)], 1).sum(0)
+        shares = sums[:, :2] / self._per_channel
+        # Zeros are ON in the first, OFF in the second.
+        entropies = torch.stack([binary_entropy(1 - shares[:, 1]), binary_entropy(shares[:, 0])], 1)
+        added = torch.cat([sums, entropies], 1).sum(0)
         self._totals = added if self._totals is None else self._totals + added
         self._batches += len(sums)
         self._count += len(sums) * self._per_channel

@@ -8,7 +8,8 @@ Entropy (EASIER, ECML PKDD 2024; NEPENTHE, arXiv 2404.16890): p is how often a c
 over samples and positions together, H = −p·log2(p) − (1 − p)·log2(1 − p) in bits, and a site's
 entropy is the mean of H over its channels. `paper` leaves z = 0 out of p and pools all batches.
 `easier-code`, the rule of EASIER's published code, counts z = 0 as ON, takes H of each mini-batch
-by itself and averages over the mini-batches.
+by itself and averages over the mini-batches. `egp-code`, that of EGP's published code (ICCV
+workshops 2023), does the same but counts z = 0 as OFF.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from fxreduce.errors import CalibrationError
 
-VARIANTS = ("paper", "easier-code")
+VARIANTS = ("paper", "easier-code", "egp-code")
 # Share of the squared mean below which a variance is rounding: float32's epsilon, squared.
 _ROUNDING = 2.0**-46
 
@@ -74,6 +75,7 @@ class ChannelStatistics:
         batch_entropy: float64 [C], the sum over mini-batches of a channel's `easier-code` entropy.
         batches: how many mini-batches were seen; empty ones do not count.
         moments: of z and output, where they were taken.
+        batch_entropy_strict: float64 [C], as `batch_entropy`, of a channel's `egp-code` entropy.
     """
 
     on: Tensor
@@ -82,6 +84,7 @@ class ChannelStatistics:
     batch_entropy: Tensor
     batches: int
     moments: Moments | None = None
+    batch_entropy_strict: Tensor | None = None
 
     def merge(self, other: ChannelStatistics) -> ChannelStatistics:
         """The statistics of both sets of batches together; neither is changed.
@@ -99,6 +102,7 @@ class ChannelStatistics:
                 "statistics with moments cannot be merged with statistics without; observe both "
                 "with the same options"
             )
+        mine, theirs = self.batch_entropy_strict, other.batch_entropy_strict
         return ChannelStatistics(
             self.on + other.on,
             self.off + other.off,
@@ -106,6 +110,7 @@ class ChannelStatistics:
             self.batch_entropy + other.batch_entropy,
             self.batches + other.batches,
             self.moments.merge(other.moments) if self.moments and other.moments else None,
+            None if mine is None or theirs is None else mine + theirs,
         )
 
     @property
@@ -118,12 +123,15 @@ class ChannelStatistics:
         """float64 [C]: entropy of each channel's state, in bits.
 
         Raises:
-            CalibrationError: the variant is not one of `VARIANTS`.
+            CalibrationError: the variant is not one of `VARIANTS`, or was not taken.
         """
         require_variant(variant)
         if variant == "paper":
             return binary_entropy(self.on_probability)
-        return self.batch_entropy / max(self.batches, 1)
+        total = self.batch_entropy if variant == "easier-code" else self.batch_entropy_strict
+        if total is None:
+            raise CalibrationError(f"these statistics hold no {variant!r} entropy; measure again")
+        return total / max(self.batches, 1)
 
     def entropy(self, variant: str = "paper") -> float:
         """Entropy of the site: the mean over its channels, in bits; 0 for a site without any."""
@@ -177,7 +185,7 @@ class ChannelStatistics:
         moments = state.pop("moments")
         if moments is not None:
             state |= {each.name: getattr(moments, each.name) for each in fields(moments)}
-        return {name: torch.as_tensor(value) for name, value in state.items()}
+        return {name: torch.as_tensor(value) for name, value in state.items() if value is not None}
 
     @classmethod
     def from_tensors(cls, state: Mapping[str, Tensor]) -> ChannelStatistics:
@@ -193,6 +201,7 @@ class ChannelStatistics:
             state["batch_entropy"],
             int(state["batches"]),
             moments,
+            state.get("batch_entropy_strict"),
         )
 
     def required_moments(self) -> Moments:

@@ -189,7 +189,7 @@ def _is_told_to_train(node: Node) -> bool:
     """Whether the function that the node calls has a `training` argument, and it is true."""
     if node.op != "call_function":
         return False
-    parameters = _parameters(cast(Callable[..., Any], node.target))
+    parameters = parameters_of(cast(Callable[..., Any], node.target))
 
     def given(name: str) -> Any:
         return argument(node, *parameters[name])
@@ -201,7 +201,7 @@ def _is_told_to_train(node: Node) -> bool:
 
 
 @cache
-def _parameters(function: Callable[..., Any]) -> dict[str, tuple[int, str, Any]]:
+def parameters_of(function: Callable[..., Any]) -> dict[str, tuple[int, str, Any]]:
     """Place, name and default of each parameter of a Python function or ATen operator, by name."""
     if isinstance(function, OpOverload):
         given = [(each.name, each.default_value) for each in function._schema.arguments]
@@ -211,6 +211,6 @@ def _parameters(function: Callable[..., Any]) -> dict[str, tuple[int, str, Any]]
         except (TypeError, ValueError):  # a builtin: torch.dropout is ATen's
             packet = getattr(torch.ops.aten, getattr(function, "__name__", ""), None)
             overload = getattr(packet, "default", None)
-            return {} if overload is None else _parameters(overload)
+            return {} if overload is None else parameters_of(overload)
         given = [(each.name, each.default) for each in signature.parameters.values()]
     return {name: (place, name, default) for place, (name, default) in enumerate(given)}

@@ -152,6 +152,15 @@ class Recorder:
         self._set_module(path, module)
         return self.create("call_module", path, (given,), {}, before, given.meta.get(SHAPE), why)
 
+    def substitute(self, node: Node, path: str, module: nn.Module, why: str) -> Node:
+        """Call a new module with the arguments of `node` in its place."""
+        path = self._unused(path)
+        self._set_module(path, module)
+        shape = node.meta.get(SHAPE)
+        made = self.create("call_module", path, node.args, node.kwargs, node, shape, why)
+        self.replace(node, made, why)
+        return made
+
     def replace(self, node: Node, by: Node, why: str) -> None:
         """Let every user of `node` use `by`, and erase `node`."""
         self._aliases = None

@@ -12,9 +12,10 @@ from math import inf
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 from fxreduce.graph.batch_norms import BatchNormCall, read_batch_norm
-from fxreduce.graph.rectifiers import find_sites
+from fxreduce.graph.rectifiers import Site, find_sites
 from fxreduce.planning.measure import SiteStatistics
 from fxreduce.planning.ranking import Rank, Stage
 
@@ -42,17 +43,28 @@ class ForcedState:
         for site in find_sites(stage.graph_module):
             if (statistics := stage.sites.get(site.name)) is None:
                 continue
-            norm = read_batch_norm(stage.graph_module, site.rectifier.input)
-            if isinstance(norm, BatchNormCall):
-                ranks[site.name] = Rank(_error(*_affine(norm), statistics.kind))
-            else:
-                seen = "no batch-norm feeds it" if norm is None else norm.reason
-                ranks[site.name] = Rank(
-                    _error(*_measured(statistics), statistics.kind),
-                    f"{seen}; instead of its β and γ the pre-activation's mean and standard "
-                    "deviation on the calibration data were taken",
-                )
+            mean, deviation, instead = normal(stage.graph_module, site, statistics)
+            ranks[site.name] = Rank(_error(mean, deviation, statistics.kind), instead)
         return ranks
+
+
+def normal(
+    graph_module: GraphModule, site: Site, statistics: SiteStatistics
+) -> tuple[Tensor, Tensor, str | None]:
+    """Mean β and deviation γ, [C] each, of the pre-activation's normal distribution.
+
+    They are those of the batch-norm that feeds the site; where there is none they are measured, and
+    the third says why.
+    """
+    norm = read_batch_norm(graph_module, site.rectifier.input)
+    if isinstance(norm, BatchNormCall):
+        return *_affine(norm), None
+    seen = "no batch-norm feeds it" if norm is None else norm.reason
+    instead = (
+        f"{seen}; instead of its β and γ the pre-activation's mean and standard deviation on the "
+        "calibration data were taken"
+    )
+    return *_measured(statistics), instead
 
 
 def forcing_error(mean: Tensor, deviation: Tensor, upper: float = inf) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fxreduce.calibration.batches import Calibration
-from fxreduce.calibration.observer import Observer, require_finite
+from fxreduce.calibration.observer import require_finite
 from fxreduce.calibration.statistics import ChannelStatistics
 from fxreduce.graph.rectifiers import find_sites
 from fxreduce.operators.affine import ScaleShift
@@ -37,6 +37,21 @@ class SiteStatistics:
     on_probability: Tensor
     channel_axis: int
     statistics: ChannelStatistics = field(repr=False)
+
+    @classmethod
+    def of(
+        cls, name: str, kind: str, channel_axis: int, statistics: ChannelStatistics, entropy: str
+    ) -> SiteStatistics:
+        """What the statistics say of a site, by a variant of the entropy."""
+        return cls(
+            name=name,
+            kind=kind,
+            entropy=statistics.entropy(entropy),
+            channel_entropy=statistics.channel_entropy(entropy),
+            on_probability=statistics.on_probability,
+            channel_axis=channel_axis,
+            statistics=statistics,
+        )
 
     def affine_fit(self) -> ScaleShift:
         """The affine map of each channel that fits the rectifier best, by least squares."""
@@ -76,17 +91,10 @@ def measure(
         require_finite(watching, number)
         count += 1
     kinds = {site.name: site.rectifier.kind for site in find_sites(graph_module)}
-    return Measurement({each.site: _read(each, kinds, entropy) for each in watching}, count)
-
-
-def _read(observer: Observer, kinds: Mapping[str, str], entropy: str) -> SiteStatistics:
-    seen = observer.statistics
-    return SiteStatistics(
-        name=observer.site,
-        kind=kinds[observer.site],
-        entropy=seen.entropy(entropy),
-        channel_entropy=seen.channel_entropy(entropy),
-        on_probability=seen.on_probability,
-        channel_axis=observer.channel_axis,
-        statistics=seen,
-    )
+    found = {
+        each.site: SiteStatistics.of(
+            each.site, kinds[each.site], each.channel_axis, each.statistics, entropy
+        )
+        for each in watching
+    }
+    return Measurement(found, count)

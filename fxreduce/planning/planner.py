@@ -204,7 +204,7 @@ class _Search:
         prepared = run_pipeline(graph_module, PREPARE).graph_module
         name_values(prepared)
         names = [site.name for site in find_sites(prepared)]
-        candidates = selected(names, options)
+        candidates = selected(names, options.include, options.exclude)
         calibration = calibration.hold_out(HELD_OUT_EVERY)
         judge = options.budget.begin(
             Context(
@@ -340,13 +340,15 @@ class _Search:
         return self.options.compensate != "identity"
 
 
-def selected(names: Collection[str], options: Options) -> list[str]:
+def selected(
+    names: Collection[str], include: Sequence[str] | None, exclude: Sequence[str] | None
+) -> list[str]:
     """The sites that `include` and `exclude` leave, in order.
 
     Raises:
         PlanError: a pattern matches no site.
     """
-    for option, patterns in (("include", options.include), ("exclude", options.exclude)):
+    for option, patterns in (("include", include), ("exclude", exclude)):
         for pattern in patterns or ():
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise PlanError(
@@ -356,8 +358,7 @@ def selected(names: Collection[str], options: Options) -> list[str]:
     return [
         name
         for name in names
-        if (options.include is None or _matches(name, options.include))
-        and not _matches(name, options.exclude or ())
+        if (include is None or _matches(name, include)) and not _matches(name, exclude or ())
     ]
 
 

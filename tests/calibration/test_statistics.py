@@ -60,7 +60,7 @@ def test_the_entropy_of_rare_states_keeps_its_digits() -> None:
 
 
 def test_an_unknown_variant_is_an_error_that_names_the_known_ones() -> None:
-    with pytest.raises(CalibrationError, match=r"'paper', 'easier-code'; seen: 'egpp'"):
+    with pytest.raises(CalibrationError, match=r"'paper', 'easier-code', 'egp-code'; seen: 'egpp'"):
         counted([1], [1]).channel_entropy("egpp")
 
 
