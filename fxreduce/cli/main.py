@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fxreduce.cli.commands import analyze, demo, reduce
+from fxreduce.cli.schedule_arguments import add_schedule
 from fxreduce.cli.values import fraction, positive
 from fxreduce.data.names import NAMES
 from fxreduce.errors import FxReduceError
@@ -54,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands.add_parser("demo", help="train, reduce and measure two small networks"))
     _add_analyze(commands.add_parser("analyze", help="measure the rectifiers of a model"))
     _add_reduce(commands.add_parser("reduce", help="reduce a model and write it to a file"))
+    schedule = commands.add_parser("schedule", help="run a published method, or compare them")
+    add_schedule(schedule)
+    _add_common(schedule)
     return parser
 
 
