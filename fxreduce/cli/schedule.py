@@ -32,6 +32,8 @@ def schedule(arguments: argparse.Namespace) -> None:
     if arguments.recipe == "list":
         print(listing(as_json=arguments.json))
         return
+    if arguments.method is None:
+        raise UsageError(f"name a METHOD: {', '.join(COMMANDS)}")
     if arguments.plot is not None:
         check_plot(arguments.plot)
     with process_group(as_device(arguments.device)) as device:

@@ -21,7 +21,9 @@ def add_schedule(parser: argparse.ArgumentParser) -> None:
         f"{DEFAULT_RECIPE} is run, a narrow network on the embedded digits. Under torchrun the "
         "processes share the batches."
     )
-    parser.add_argument("method", choices=COMMANDS, metavar="METHOD", help=", ".join(COMMANDS))
+    parser.add_argument(
+        "method", nargs="?", choices=COMMANDS, metavar="METHOD", help=", ".join(COMMANDS)
+    )
     parser.add_argument(
         "model", nargs="?", metavar="MODEL", help="in the place of the recipe's; see reduce --help"
     )

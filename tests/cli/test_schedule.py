@@ -153,10 +153,10 @@ def test_weights_that_are_trained_are_not_trained_again(
 
 
 def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["schedule", "easier", "--recipe", "list"]) == 0
+    assert main(["schedule", "--recipe", "list"]) == 0
     out = capsys.readouterr().out
     assert "cifar10-resnet18" in out
-    assert main(["schedule", "easier", "--recipe", "list", "--json"]) == 0
+    assert main(["schedule", "--recipe", "list", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["name"] == "aircraft-mobilenet_v2"
 
 
@@ -164,6 +164,7 @@ def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "said"),
     [
         (["easier", "--recipe", "cifar10-resnet18"], "trains on cifar10: name the folder"),
+        ([], "name a METHOD: easier, egp"),
         (["easier", "--root", "here"], "digits needs no folder"),
         (["easier", "--recipe", "cifar10-resnet18", "--root", "none"], "The layout is ROOT/cifar"),
         (["easier", "--recipe", "cifar"], "there is no recipe 'cifar'"),
