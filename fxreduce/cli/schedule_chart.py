@@ -77,7 +77,9 @@ def comparison_chart(comparison: Comparison) -> Figure:
     panels[0].set_ylabel("test accuracy (%)")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
-    figure.suptitle(f"{comparison.title}; hollow: rounds beyond a method's own limit")
+    beyond = any(not point.counts for each in comparison.outcomes for point in each.points)
+    hollow = "; hollow: rounds beyond a method's own limit" if beyond else ""
+    figure.suptitle(f"{comparison.title}{hollow}")
     return figure
 
 
