@@ -15,6 +15,7 @@ from fxreduce.errors import (
     FxReduceError,
     PlanError,
     ScheduleError,
+    TrainingError,
     UnsupportedError,
     WeightsChangedError,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "Report",
     "ScheduleError",
     "Speedup",
+    "TrainingError",
     "UnsupportedError",
     "WeightsChangedError",
     "analyze",

@@ -39,6 +39,10 @@ class WeightsChangedError(FxReduceError):
     """Weights that were promised to stay what they are have changed."""
 
 
+class TrainingError(FxReduceError):
+    """Training went astray: a loss or a weight is no longer finite."""
+
+
 def first_line(error: Exception) -> str:
     """What another library's error says, without the traceback that it may carry along."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,7 +14,6 @@ from statistics import median
 import torch
 
 
-@torch.no_grad()
 def median_latencies(
     calls: Sequence[Callable[[], object]], device: torch.device, *, rounds: int, warm_up: int = 3
 ) -> list[float]:
@@ -22,6 +21,24 @@ def median_latencies(
 
     The first `warm_up` rounds are not counted: they choose kernels and allocate memory.
     """
+    return [median(each) for each in _taken(calls, device, rounds, warm_up)]
+
+
+def least_latencies(
+    calls: Sequence[Callable[[], object]], device: torch.device, *, rounds: int, warm_up: int = 3
+) -> list[float]:
+    """The least seconds of each call; see `median_latencies`.
+
+    For calls that are compared over hours: whatever else runs on the machine only adds to them.
+    """
+    return [min(each) for each in _taken(calls, device, rounds, warm_up)]
+
+
+@torch.no_grad()
+def _taken(
+    calls: Sequence[Callable[[], object]], device: torch.device, rounds: int, warm_up: int
+) -> list[list[float]]:
+    """The seconds of each call in each of the rounds that count."""
     seconds: list[list[float]] = [[] for _ in calls]
     order = list(range(len(calls)))
     shuffle = Random(0).shuffle
@@ -33,7 +50,7 @@ def median_latencies(
             calls[index]()
             _wait(device)
             seconds[index].append(time.perf_counter() - start)
-    return [median(taken[warm_up:]) for taken in seconds]
+    return [taken[warm_up:] for taken in seconds]
 
 
 def _wait(device: torch.device) -> None:

@@ -16,9 +16,12 @@ ROOT = Path(fxreduce.__file__).parent
 # From the ground floor up; what stands together may import each other.
 FLOORS = (
     ("errors", "progress", "files", "timing"),
+    ("data",),
     ("operators",),
     ("graph",),
     ("calibration",),
+    ("training",),
+    ("recipes",),
     ("passes",),
     ("report", "verify"),
     ("dynamo",),

@@ -1,1 +1,1 @@
-"""The command line: `fxreduce demo`, `fxreduce analyze`, `fxreduce reduce`."""
+"""The command line: `fxreduce demo`, `analyze`, `reduce` and `schedule`."""

@@ -12,16 +12,17 @@ from typing import Any
 import torch
 
 import fxreduce
-from fxreduce.cli.data import Data, load_data
 from fxreduce.cli.demo import Settings, run
 from fxreduce.cli.demo_table import as_json, as_text
-from fxreduce.cli.models import LoadedModel, load_model
+from fxreduce.cli.models import LoadedModel, data_format, load_model
 from fxreduce.cli.saving import check_destination, save
-from fxreduce.cli.training import agreement
 from fxreduce.cli.weights import load_weights
+from fxreduce.data.dataset import InputBatches, as_tensor
+from fxreduce.data.names import Data, load_data
 from fxreduce.errors import PlanError, UnsupportedError
 from fxreduce.planning.budgets import Budget, as_budget
 from fxreduce.timing import median_latencies
+from fxreduce.training.evaluate import agreement
 
 _ROUNDS = 20
 
@@ -36,7 +37,7 @@ class Inputs:
     @classmethod
     def load(cls, arguments: argparse.Namespace) -> Inputs:
         """Load what the arguments name, the model onto their device."""
-        device = _device(arguments.device)
+        device = as_device(arguments.device)
         model = load_model(arguments.model, size=arguments.size, seed=arguments.seed)
         if arguments.weights is not None:
             load_weights(model.module, arguments.weights)
@@ -48,7 +49,7 @@ class Inputs:
             )
         data = load_data(
             arguments.data,
-            model.images,
+            data_format(model, arguments.tokenizer),
             samples=arguments.samples,
             batch_size=arguments.batch_size,
             seed=arguments.seed,
@@ -60,7 +61,7 @@ class Inputs:
         """Measure the model's rectifiers on the calibration images."""
         return fxreduce.analyze(
             self.model.module,
-            self.data.calibration,
+            InputBatches(self.data.calibration),
             entropy=entropy,
             progress=False if arguments.quiet else None,
         )
@@ -70,7 +71,7 @@ class Inputs:
         return {
             "model": self.model.name,
             "data": self.data.name,
-            "image_size": list(self.model.images.size),
+            "image_size": None if self.model.images is None else list(self.model.images.size),
             "calibration_images": len(self.data.calibration.indices),
         }
 
@@ -90,9 +91,13 @@ def analyze(arguments: argparse.Namespace) -> None:
         print(json.dumps(inputs.describe() | {"analysis": json.loads(analysis.to_json())}))
         return
     print(analysis.table())
+    samples = len(inputs.data.calibration.indices)
+    images = inputs.model.images
+    kind = "texts" if images is None else "images"
+    pixels = "" if images is None else f", {'x'.join(map(str, images.size))} pixels"
     print(
-        f"\n{len(analysis.sites)} rectifiers, measured on {len(inputs.data.calibration.indices)} "
-        f"images of {inputs.data.name}, {'x'.join(map(str, inputs.model.images.size))} pixels"
+        f"\n{len(analysis.sites)} rectifiers, measured on {samples} {kind} of {inputs.data.name}"
+        f"{pixels}"
     )
 
 
@@ -102,6 +107,8 @@ def reduce(arguments: argparse.Namespace) -> None:
     check_destination(arguments.out)
     budget = parse_budget(arguments.budget)
     inputs = Inputs.load(arguments)
+    found = next(iter(inputs.data.held_out))[0]
+    held_out = as_tensor(found, "fxreduce reduce").to(arguments.device)
     plan = inputs.analyze(arguments).plan(
         budget=budget,
         importance=arguments.importance,
@@ -115,7 +122,6 @@ def reduce(arguments: argparse.Namespace) -> None:
     original = inputs.model.module
     reduced = plan.apply(original)
     agreeing = agreement(original, reduced, inputs.data.held_out, arguments.device)
-    held_out = next(iter(inputs.data.held_out))[0].to(arguments.device)
     calls = [partial(module, held_out[:1]) for module in (original, reduced)]
     before, after = median_latencies(calls, held_out.device, rounds=_ROUNDS)
     written = save(arguments.out, plan, reduced, held_out)
@@ -165,7 +171,12 @@ def parse_budget(text: str) -> Budget:
         ) from None
 
 
-def _device(name: str) -> torch.device:
+def as_device(name: str) -> torch.device:
+    """The device called `name`.
+
+    Raises:
+        UnsupportedError: It cannot be used here.
+    """
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # the latter where torch has no CUDA in it

@@ -13,11 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fxreduce.cli.commands import analyze, demo, reduce
+from fxreduce.cli.schedule_arguments import add_schedule
+from fxreduce.cli.values import fraction, positive
+from fxreduce.data.names import NAMES
 from fxreduce.errors import FxReduceError
 from fxreduce.planning.candidates import CANDIDATES
 from fxreduce.planning.importance import importance_names
 
-_MODEL = "torchvision:NAME, timm:NAME, or path/to/file.py:FACTORY, called without arguments"
+_MODEL = (
+    "torchvision:NAME, timm:NAME, small:NAME, transformers:NAME, or path/to/file.py:FACTORY, "
+    "called without arguments"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands.add_parser("demo", help="train, reduce and measure two small networks"))
     _add_analyze(commands.add_parser("analyze", help="measure the rectifiers of a model"))
     _add_reduce(commands.add_parser("reduce", help="reduce a model and write it to a file"))
+    schedule = commands.add_parser("schedule", help="run a published method, or compare them")
+    add_schedule(schedule)
+    _add_common(schedule)
     return parser
 
 
@@ -59,7 +68,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--fraction",
-        type=_fraction,
+        type=fraction,
         default=0.5,
         metavar="F",
         help="the fixed budget beside auto: this fraction of the rectifiers (default %(default)s)",
@@ -160,24 +169,29 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         "--data",
         default="digits",
         metavar="DATA",
-        help="calibration images: digits, or imagefolder:ROOT with one folder per class "
-        "(default %(default)s)",
+        help=f"calibration data: {', '.join(NAMES)} (default %(default)s)",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="FOLDER",
+        help="transformers tokenizer of a model that takes text",
     )
     parser.add_argument(
         "--size",
-        type=_positive,
+        type=positive,
         metavar="PIXELS",
         help="height and width of the images (default: what the model was made for, 32 for a file)",
     )
     parser.add_argument(
         "--samples",
-        type=_positive,
+        type=positive,
         default=256,
         metavar="N",
         help="calibrate on at most N images (default %(default)s)",
     )
     parser.add_argument(
-        "--batch-size", type=_positive, default=32, metavar="N", help="images (default %(default)s)"
+        "--batch-size", type=positive, default=32, metavar="N", help="images (default %(default)s)"
     )
     parser.add_argument("--device", default="cpu", help="as in cuda:0 (default %(default)s)")
 
@@ -188,17 +202,3 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--quiet", action="store_true", help="no progress and no notes")
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1; got {text}")
-    return number
-
-
-def _fraction(text: str) -> float:
-    number = float(text)
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1; got {text}")
-    return number

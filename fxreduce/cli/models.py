@@ -19,64 +19,67 @@ import torch
 from torch import nn
 
 from fxreduce.cli.errors import UsageError, unknown_name
+from fxreduce.cli.small_models import small_model
+from fxreduce.cli.text_models import text_classifier
+from fxreduce.data.formats import ImageFormat, TextFormat
 from fxreduce.errors import UnsupportedError, missing_extra
 
-_FORMS = "a model is named torchvision:NAME, timm:NAME or path/to/file.py:FACTORY"
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_GREY = ((0.449,), (0.226,))  # ImageNet's figures for one channel
+_FORMS = (
+    "a model is named torchvision:NAME, timm:NAME, small:NAME, transformers:NAME or "
+    "path/to/file.py:FACTORY"
+)
 _DEFAULT_SIZE = 32
-
-
-@dataclass(frozen=True)
-class ImageFormat:
-    """The images that a model takes: `[N, channels, *size]`, normalised by `mean` and `std`."""
-
-    channels: int
-    size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @classmethod
-    def of(
-        cls,
-        channels: int,
-        size: tuple[int, int],
-        statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
-    ) -> ImageFormat:
-        """A format with ImageNet's statistics where the model brings none of its own."""
-        if statistics is None or len(statistics[0]) != channels:
-            statistics = _IMAGENET if channels == 3 else (_GREY[0] * channels, _GREY[1] * channels)
-        return cls(channels, size, *statistics)
+_SMALL_CLASSES, _TEXT_CLASSES = 10, 2  # where no data set says
+_SMALL_IMAGES = ImageFormat.of(3, (32, 32))
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A module in eval mode, the images that it takes, and whether its weights are trained ones."""
+    """A module in eval mode, and the images that it takes; None where it takes text."""
 
     name: str
     module: nn.Module
-    images: ImageFormat
+    images: ImageFormat | None
 
 
-def load_model(name: str, *, size: int | None = None, seed: int = 0) -> LoadedModel:
+def load_model(
+    name: str,
+    *,
+    size: int | None = None,
+    seed: int = 0,
+    classes: int | None = None,
+    width: float = 1.0,
+) -> LoadedModel:
     """Build the model called `name` with random weights drawn from `seed`.
 
     Args:
-        name: `torchvision:NAME`, `timm:NAME` or `path/to/file.py:FACTORY`.
+        name: `torchvision:NAME`, `timm:NAME`, `small:NAME`, `transformers:NAME` or
+            `path/to/file.py:FACTORY`.
         size: Height and width of its images in pixels; by default what the model was made for.
         seed: Seed of the random weights.
+        classes: How many classes it tells apart; by default as many as its library says. A
+            factory in a file decides for itself.
+        width: Of a `small` model: its channels over the published ones.
 
     Raises:
         UnsupportedError: The name is unknown (the message has the closest ones), a package is
-            missing, or the factory does not return a module.
+            missing, the factory does not return a module, or a width is given to a model that has
+            but one.
         UsageError: The file does not exist or cannot be imported.
     """
     source, colon, rest = name.partition(":")
+    if width != 1.0 and source != "small":
+        raise UnsupportedError(f"small models alone have a width; {name} is no such model")
     torch.manual_seed(seed)
+    images: ImageFormat | None
     if colon and source == "torchvision":
-        module, images = _torchvision(rest)
+        module, images = _torchvision(rest, classes)
     elif colon and source == "timm":
-        module, images = _timm(rest)
+        module, images = _timm(rest, classes)
+    elif colon and source == "small":
+        module, images = small_model(rest, classes or _SMALL_CLASSES, width), _SMALL_IMAGES
+    elif colon and source == "transformers":
+        module, images = text_classifier(rest, classes or _TEXT_CLASSES), None
     elif ".py:" in name:
         module, images = _from_file(*name.rsplit(":", 1))
     elif not colon and not name.endswith(".py"):
@@ -85,12 +88,27 @@ def load_model(name: str, *, size: int | None = None, seed: int = 0) -> LoadedMo
         )
     else:
         raise UnsupportedError(f"{_FORMS}; got {name!r}")
-    if size is not None:
+    if size is not None and images is not None:
         images = ImageFormat(images.channels, (size, size), images.mean, images.std)
     return LoadedModel(name, module.eval(), images)
 
 
-def _torchvision(name: str) -> tuple[nn.Module, ImageFormat]:
+def data_format(model: LoadedModel, tokenizer: Path | None) -> ImageFormat | TextFormat:
+    """What the model's data are brought into.
+
+    Raises:
+        UsageError: It takes text, and there is no tokenizer.
+    """
+    if tokenizer is not None:
+        return TextFormat(tokenizer, tuple(inspect.signature(model.module.forward).parameters))
+    if model.images is None:
+        raise UsageError(
+            f"{model.name} takes text: name the folder of its tokenizer with --tokenizer FOLDER"
+        )
+    return model.images
+
+
+def _torchvision(name: str, classes: int | None) -> tuple[nn.Module, ImageFormat]:
     try:
         from torchvision import models
     except ImportError:
@@ -106,6 +124,8 @@ def _torchvision(name: str) -> tuple[nn.Module, ImageFormat]:
         )
     builder = models.get_model_builder(name)
     options: dict[str, Any] = {"weights": None}
+    if classes is not None:
+        options["num_classes"] = classes
     if "weights_backbone" in inspect.signature(builder).parameters:
         options["weights_backbone"] = None  # the default would download ImageNet weights
     with warnings.catch_warnings():
@@ -125,7 +145,7 @@ def _torchvision_size(name: str, module: nn.Module) -> tuple[int, int]:
     return side, side
 
 
-def _timm(name: str) -> tuple[nn.Module, ImageFormat]:
+def _timm(name: str, classes: int | None) -> tuple[nn.Module, ImageFormat]:
     try:
         import timm
     except ImportError:
@@ -135,7 +155,7 @@ def _timm(name: str) -> tuple[nn.Module, ImageFormat]:
         what = f"timm has no model {name!r}"
         raise unknown_name(what, name, known, "timm.list_models() lists them")
     try:
-        module: nn.Module = timm.create_model(name, pretrained=False)
+        module: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes)
     except RuntimeError as error:  # a known architecture with an unknown weights tag
         raise UnsupportedError(f"timm cannot build {name!r}: {error}") from error
     settings: dict[str, Any] = module.default_cfg  # type: ignore[assignment]

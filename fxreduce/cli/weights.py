@@ -16,8 +16,17 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training script
 _SHOWN = 3
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
+def load_weights(module: nn.Module, path: Path, *, other_classes: bool = False) -> list[str]:
     """Load the weights in `path` into `module`, in place; every name and shape must fit.
+
+    Args:
+        module: Gets the weights.
+        path: Of the file.
+        other_classes: Whether tensors may differ in their first dimension, as those of a
+            classifier for other classes do; they are left as they are.
+
+    Returns:
+        The names that were left as they are.
 
     Raises:
         UsageError: There is no such file, it holds more or other things than tensors, or they do
@@ -26,12 +35,17 @@ def load_weights(module: nn.Module, path: Path) -> None:
         UnsupportedError: The suffix is unknown.
     """
     state = _read(path)
-    misfits = _misfits(module.state_dict(), state)
+    expected, left = module.state_dict(), []
+    if other_classes:
+        left = [name for name, value in state.items() if _has_other_rows(expected.get(name), value)]
+        state = {name: expected[name] if name in left else state[name] for name in state}
+    misfits = _misfits(expected, state)
     if misfits:
         raise UsageError(
             f"the weights in {path} do not fit {type(module).__name__}: {'; '.join(misfits)}"
         )
     module.load_state_dict(state, strict=False)
+    return left
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -88,6 +102,12 @@ def _misfits(expected: dict[str, Tensor], state: dict[str, Tensor]) -> list[str]
     ]
     found = (("missing", missing), ("not in the model", surplus), ("other shapes", shapes))
     return [f"{len(names)} {what} ({_first(names)})" for what, names in found if names]
+
+
+def _has_other_rows(expected: Tensor | None, value: Tensor) -> bool:
+    if expected is None or expected.dim() != value.dim() or not value.dim():
+        return False
+    return expected.shape != value.shape and expected.shape[1:] == value.shape[1:]
 
 
 def _first(names: list[str]) -> str:

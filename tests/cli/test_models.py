@@ -110,8 +110,8 @@ def test_the_seed_decides_the_random_weights(model_file: str) -> None:
         ("torchvision:r3d_18", "torchvision has no image model 'r3d_18'"),
         ("timm:resnet18z", "did you mean resnet18"),
         ("timm:resnet18.no_such_weights", "timm cannot build 'resnet18.no_such_weights'"),
-        ("hub:resnet18", "a model is named torchvision:NAME, timm:NAME or"),
-        ("model.py", "a model is named torchvision:NAME, timm:NAME or"),
+        ("hub:resnet18", "a model is named torchvision:NAME, timm:NAME, small:NAME"),
+        ("model.py", "a model is named torchvision:NAME, timm:NAME, small:NAME"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_closest_ones(name: str, said: str) -> None:

@@ -1,4 +1,4 @@
-"""The demonstration's pieces: networks, training, timing, multiply-adds and the table."""
+"""The demonstration's pieces: networks, timing, multiply-adds and the table."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from torch import nn
 
 from fxreduce.cli.macs import ptflops_macs
 from fxreduce.cli.networks import InvertedResidualNetwork, ResidualNetwork
-from fxreduce.cli.training import accuracy, agreement, train
 from fxreduce.report.table import table
-from fxreduce.timing import median_latencies
+from fxreduce.timing import least_latencies, median_latencies
 
 
 @pytest.mark.parametrize(
@@ -30,52 +29,6 @@ def test_a_network_maps_images_to_logits_with_in_place_rectifiers(
     assert module(torch.randn(2, 1, 16, 16)).shape == (2, 10)
 
 
-def two_classes(images: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise whose left or right half is brighter, and which one it is."""
-    random = torch.Generator().manual_seed(0)
-    labels = torch.randint(2, (images,), generator=random)
-    inputs = torch.randn(images, 1, 8, 8, generator=random)
-    inputs[..., :4] += labels.view(-1, 1, 1, 1) * 2
-    return inputs, labels
-
-
-def small_network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2)
-    )
-
-
-def test_training_learns_is_repeatable_and_ends_in_eval_mode() -> None:
-    images, labels = two_classes(256)
-    weights = []
-    for _ in range(2):
-        network = small_network()
-        network(images[:2])
-        train(network, images, labels, epochs=12, seed=1)
-        assert not network.training
-        assert next(network.parameters()).is_contiguous()
-        assert accuracy(network, [(images, labels)]) > 0.95
-        weights.append(network.state_dict())
-    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
-
-
-def test_accuracy_and_agreement_weigh_images_not_batches() -> None:
-    class First(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x
-
-    class Flipped(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.where(x[:, :1] > 5, x.flip(1), x)
-
-    logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [9.0, 0.0]])
-    labels = torch.tensor([0, 1, 0, 1])
-    batches = [(logits[:3], labels[:3]), (logits[3:], labels[3:])]
-    assert accuracy(First(), batches) == 0.5
-    assert agreement(First(), Flipped(), batches, "cpu") == 0.75
-
-
 def test_latencies_are_medians_of_calls_in_turns() -> None:
     calls: list[str] = []
 
@@ -88,6 +41,11 @@ def test_latencies_are_medians_of_calls_in_turns() -> None:
     assert [sorted(calls[turn : turn + 2]) for turn in range(0, 14, 2)] == [["a", "b"]] * 7
     assert 0.001 <= short < long
     assert long >= 0.02
+    seconds = iter((0.02, 0.02, 0.001))
+    (least,) = least_latencies(
+        [lambda: sleep("a", next(seconds))], torch.device("cpu"), rounds=2, warm_up=1
+    )
+    assert 0.001 <= least < 0.02
 
 
 def test_ptflops_counts_exactly_the_multiply_adds_of_convolutions_and_linears() -> None:

@@ -176,12 +176,3 @@ def test_a_shared_layer_is_listed_once_with_the_channels_of_all_its_sites() -> N
     assert scores["act"] == scores["act#1"] == pytest.approx((h[0] + h[1]) / 2, abs=1e-15)
     action = Egp(part=1.0).act(stage, scores)
     assert list(action.masks) == ["mix"]
-
-
-def test_sites_without_a_layer_to_prune_are_told_with_the_reason() -> None:
-    model = Wiring(lambda net, x: net.act(x), act=nn.ReLU()).eval()
-    stage = stage_of(model, [torch.tensor([[-1.0], [1.0]])])
-    action = Egp().act(stage, Egp().score(stage))
-    assert not action.remove
-    assert not action.masks
-    assert "act: no convolution or linear feeds it" in action.why

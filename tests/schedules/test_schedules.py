@@ -335,17 +335,3 @@ def test_a_model_in_train_mode_and_a_glob_without_sites_are_errors() -> None:
         schedules.easier(mixed().train(), task.loader, **given)
     with pytest.raises(PlanError, match="matches none"):
         schedules.easier(mixed(), task.loader, include="layer9.*", **given)
-
-
-def test_what_a_rule_does_at_the_end_is_a_round_without_training() -> None:
-    class Ending(LastFirst):
-        def finish(self, stage: Stage) -> schedules.Action:
-            return schedules.Action({stage.sites[0]: None}, why="at the end")
-
-    task = Task()
-    result = schedules.run(
-        mixed(), task.loader, Ending(), train=task.train, evaluate=task.evaluate, rounds=1
-    )
-    assert [each.removed for each in result.rounds] == [(), ("gelu",), ("relu",)]
-    assert [each.trainings for each in result.rounds] == [1, 1, 0]
-    assert result.removed == ("gelu", "relu")

@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fxreduce.cli.data import Batches, load_data
-from fxreduce.cli.digits import Digits
-from fxreduce.cli.models import ImageFormat
+from fxreduce.data.dataset import Batches
+from fxreduce.data.digits import Digits
+from fxreduce.data.formats import ImageFormat
+from fxreduce.data.names import load_data
 from fxreduce.errors import CalibrationError, UnsupportedError
 
 COLOUR = ImageFormat.of(3, (16, 16))
@@ -90,9 +91,9 @@ def test_folder_images_become_grey_for_a_model_with_one_channel(folder: Path) ->
     assert next(iter(data.calibration))[0].shape == (6, 1, 16, 16)
 
 
-@pytest.mark.parametrize("name", ["digit", "imagefolder", "imagefolder:", "cifar10:/data"])
+@pytest.mark.parametrize("name", ["digit", "imagefolder", "imagefolder:", "cifar1:/d", "sst2"])
 def test_an_unknown_data_name_is_answered_with_the_known_ones(name: str) -> None:
-    with pytest.raises(UnsupportedError, match="named digits or imagefolder:ROOT; got"):
+    with pytest.raises(UnsupportedError, match=r"named digits, .*cifar10:ROOT, .*; got"):
         load_data(name, COLOUR, samples=1, batch_size=1, seed=0)
 
 

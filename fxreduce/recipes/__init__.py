@@ -1,0 +1,1 @@
+"""Published experiments, one small file each, and what reads them."""

@@ -1,0 +1,1 @@
+"""Training of classifiers: settings, the trainer, and the figures that judge its result."""

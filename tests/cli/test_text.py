@@ -1,0 +1,82 @@
+"""Models for text on the command line, on generated sentences."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import layouts
+import pytest
+
+from fxreduce.cli.main import main
+from fxreduce.cli.models import load_model
+
+MODEL_FILE = """
+from torch import nn
+
+class Classifier(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(20, 8)
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.act = nn.GELU()
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, input_ids, attention_mask):
+        x = self.words(input_ids) * attention_mask.unsqueeze(-1)
+        x = self.act(self.second(self.act(self.first(x))))
+        return self.head(x.mean(1))
+"""
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    """A model for text with its tokenizer and data; what it writes is read as JSON."""
+    path = tmp_path / "text.py"
+    path.write_text(MODEL_FILE)
+    words = layouts.tokenizer(tmp_path / "words")
+    layouts.glue(tmp_path / "sst2", "sst2")
+    options = ["--data", f"sst2:{tmp_path / 'sst2'}", "--tokenizer", str(words)]
+    return [f"{path}:Classifier", *options, "--batch-size", "6", "--json", "--quiet"]
+
+
+def test_the_rectifiers_of_a_model_for_text_are_measured(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["analyze", *command]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert [site["name"] for site in content["analysis"]["sites"]] == ["act", "act#1"]
+
+
+@pytest.mark.parametrize("method", ["easier", "tlc"])
+def test_a_method_runs_on_text(
+    method: str, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--recipe", "sst2-roberta", "--epochs", "1", "--drop", "inf", "--rounds", "1"]
+    assert main(["schedule", method, *command, *options]) == 0
+    (outcome,) = json.loads(capsys.readouterr().out)["outcomes"]
+    assert len(outcome["points"]) == 2
+    assert outcome["points"][1]["removed"] == len(outcome["report"]["removed"]) >= 1
+
+
+def test_reducing_a_model_for_text_is_refused_before_the_work(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["reduce", *command, "--out", str(tmp_path / "plan.json")]) == 2
+    assert "fxreduce reduce takes images; the data are text" in capsys.readouterr().err
+
+
+def test_a_model_of_transformers_is_built_from_its_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers")
+    config = {"model_type": "bert", "hidden_size": 8, "intermediate_size": 16, "vocab_size": 20}
+    layers = {"num_hidden_layers": 1, "num_attention_heads": 2}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **layers}))
+    name = f"transformers:{tmp_path}"
+    module = load_model(name, classes=3).module
+    assert module.classifier.weight.shape == (3, 8)
+    assert main(["schedule", "tlc", name, "--quiet"]) == 2
+    assert "name the folder of its tokenizer" in capsys.readouterr().err
+    assert main(["analyze", "transformers:bertt"]) == 2
+    assert "has no model type 'bertt', nor is it a folder" in capsys.readouterr().err
