@@ -4,28 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from torch.fx import GraphModule
 
 from fxreduce.dynamo.compile import compile_merged
 from fxreduce.dynamo.inner import Inner, Run
+from fxreduce.dynamo.reduction import Removal
 from fxreduce.errors import UnsupportedError
 from fxreduce.operators.cost import CostModel, as_cost
-from fxreduce.passes.base import Pass
 from fxreduce.passes.pipeline import as_disabled
 
 OPTIONS = ("inner", "cost", "disable", "freeze", "by_value", "options")
-
-
-class Removal(Protocol):
-    """Decides which rectifiers go; compared and hashed by what it decides."""
-
-    def __call__(self, graph_module: GraphModule) -> tuple[Pass, ...]:
-        """The passes that remove them from a graph whose weights are attributes."""
-        ...
-
-    def __hash__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -98,10 +88,11 @@ class Backend:
         return compile_merged(
             graph_module,
             example_inputs,
+            backend=self,
             inner=configured.inner,
             cost=configured.cost,
             disable=configured.disable,
-            removals=configured.removal,
+            removal=configured.removal,
             freeze=configured.freeze,
             by_value=configured.by_value,
         )

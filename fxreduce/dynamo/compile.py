@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from copy import deepcopy
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,30 +12,33 @@ from torch import Tensor
 from torch._guards import TracingContext
 from torch.fx import GraphModule
 
-from fxreduce.dynamo.compiled import Folding, Frozen, Run, Unmerged, take
+from fxreduce.dynamo.compiled import Folding, Frozen
 from fxreduce.dynamo.folds import Folds, State, Tensors
-from fxreduce.dynamo.inner import Inner
+from fxreduce.dynamo.inner import Inner, Run
+from fxreduce.dynamo.late import Late, plain
 from fxreduce.dynamo.lift import Lifted, bake
 from fxreduce.dynamo.merge import Merging, bound_to
 from fxreduce.dynamo.numbers import find_numbers
 from fxreduce.dynamo.optimisers import count_fused_steps
+from fxreduce.dynamo.records import Record, attach
+from fxreduce.dynamo.reduction import Removal
 from fxreduce.dynamo.template import Template
+from fxreduce.dynamo.variants import Call, Variants, take
 from fxreduce.dynamo.weights import find_weights
 from fxreduce.operators.cost import CostModel
-from fxreduce.passes.base import Pass
 
 log = logging.getLogger("fxreduce")
-Removals = Callable[[GraphModule], tuple[Pass, ...]]
 
 
 def compile_merged(
     graph_module: GraphModule,
     inputs: Sequence[Any],
     *,
+    backend: Any,
     inner: Inner,
     cost: CostModel,
     disable: frozenset[str],
-    removals: Removals | None,
+    removal: Removal | None,
     freeze: bool,
     by_value: bool,
 ) -> Run:
@@ -44,36 +46,37 @@ def compile_merged(
 
     Args:
         graph_module, inputs: as torch.compile gives them; they stay as they are.
+        backend: by which reports of the graph are found.
         inner: compiles the merged graph, or the given one where there is nothing to merge.
         cost, disable: see `fxreduce.fuse`.
-        removals: makes the passes that remove rectifiers from the graph, whose weights are then
-            attributes.
+        removal: removes rectifiers before.
         freeze: whether the weights become constants.
         by_value: whether weights are compared by value at every call.
     """
-    reason = _obstacle(graph_module, inputs)
-    if reason is not None:
-        log.info("a graph is compiled unmerged: %s", reason)
-        return inner.compile(graph_module, inputs)
     weights = find_weights(graph_module, inputs)
     if not weights:
         return inner.compile(graph_module, inputs)
-    numbers = find_numbers(graph_module, inputs)
-    template = Template.of(graph_module, weights, numbers)
     take_weights = take([weight.index for weight in weights])
     values: Tensors = take_weights(inputs)
-    passes: tuple[Pass, ...] = ()
-    if removals is not None:
+    numbers = find_numbers(graph_module, inputs)
+    template = Template.of(graph_module, weights, numbers)
+    reason = _obstacle(graph_module, inputs)
+    if reason is not None:
+        log.info("a graph is compiled unmerged: %s", reason)
+        refused = Merging(template, cost).refused(values, reason)
+        return _unmerged(graph_module, inputs, inner, Record(backend, values, refused))
+    if removal is not None:
         with bound_to(template, values) as (bound, _):
-            passes = removals(bound)
-    merging = Merging(template, cost, disable, passes)
+            removal = removal if removal.fits(bound) else None
+    merging = Merging(template, cost, disable, removal)
     merged = merging.run(values)
+    record = Record(backend, values, merged.report)
     if not merged.modified:
-        return inner.compile(graph_module, inputs)
+        return _unmerged(graph_module, inputs, inner, record)
     lifted = merged.lifted
     before, after = (len(each.graph.nodes) for each in (graph_module, lifted.graph_module))
     log.info("a graph is merged: %d nodes become %d", before, after)
-    for refusal in merged.refusals:
+    for refusal in merged.report.refusals:
         log.debug("left undone: %s (%s): %s", refusal.where, refusal.rewrite, refusal.reason)
     variances = [place for place, weight in enumerate(weights) if weight.variance]
     state = partial(State, by_value=by_value, variances=variances)
@@ -81,18 +84,26 @@ def compile_merged(
         # Which the graph overwrites are no weights, but inputs like others.
         baked = bake(lifted, {w.index: value for w, value in zip(weights, values, strict=True)})
         run = _compile(baked, inputs, inner.for_constants())
-        return Frozen(run, take(baked.inputs), weights, numbers, state(values))
+        return Frozen(run, take(baked.inputs), weights, numbers, state(values), record)
     count_fused_steps()
-    folds = Folds(_folding(merging, lifted.structure), state)
-    folds.put(values, lifted.folded)
-    return Folding(
-        _compile(lifted, inputs, inner),
-        take(lifted.inputs),
-        take_weights,
-        numbers,
-        folds,
-        Unmerged(_plain(graph_module), inner),
-    )
+    variants = Variants(inner)
+    first = variants.add(lifted, _compile(lifted, inputs, inner), record)
+
+    def fold(weights: Tensors) -> Call | None:
+        merged = merging.run(weights)
+        return variants.call(merged.lifted, Record(backend, weights, merged.report))
+
+    folds = Folds[Call](fold, state)
+    folds.put(values, first)
+    return Folding(take_weights, numbers, folds, Late(plain(graph_module), inner))
+
+
+def _unmerged(
+    graph_module: GraphModule, inputs: Sequence[Any], inner: Inner, record: Record
+) -> Run:
+    run = inner.compile(graph_module, inputs)
+    attach(run, record)
+    return run
 
 
 def _obstacle(graph_module: GraphModule, inputs: Sequence[Any]) -> str | None:
@@ -111,19 +122,6 @@ def _obstacle(graph_module: GraphModule, inputs: Sequence[Any]) -> str | None:
     return None
 
 
-def _folding(merging: Merging, structure: tuple[Any, ...]) -> Callable[[Tensors], Tensors | None]:
-    """Folds weights for the merged graph of that structure."""
-
-    def fold(weights: Tensors) -> Tensors | None:
-        lifted = merging.run(weights).lifted
-        if lifted.structure == structure:
-            return lifted.folded
-        log.warning("weights merge in another way than those compiled for; they run unmerged")
-        return None
-
-    return fold
-
-
 def _compile(lifted: Lifted, inputs: Sequence[Any], inner: Inner) -> Run:
     context = TracingContext.try_get()
     if context is not None:
@@ -139,11 +137,3 @@ def _compile(lifted: Lifted, inputs: Sequence[Any], inner: Inner) -> Run:
             )
     given = [inputs[place] for place in lifted.inputs]
     return inner.compile(lifted.graph_module, [*given, *lifted.folded])
-
-
-def _plain(graph_module: GraphModule) -> GraphModule:
-    """A copy of the graph without what torch.compile noted in it, example values among that."""
-    graph = deepcopy(graph_module.graph)
-    for node in graph.nodes:
-        node.meta.clear()
-    return GraphModule(graph_module, graph)

@@ -6,12 +6,13 @@ import weakref
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from threading import Lock
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 Tensors = tuple[Tensor, ...]
+T = TypeVar("T")
 # A fold pays when it serves so many calls. After so many in a row that did not, weights are folded
 # only when they have stayed what they are for as many calls.
 CALLS_TO_PAY = 16
@@ -80,13 +81,13 @@ class State:
         return torch.cat([weights[place] for place in self._variances])
 
 
-class _Fold:
-    """The folded weights of one model, and how many calls they have served.
+class _Fold(Generic[T]):
+    """What the weights of one model fold to, and how many calls it has served.
 
     While it waits there are none, and it counts for how many calls the weights have stayed.
     """
 
-    def __init__(self, state: State, folded: Tensors | None, waits: bool) -> None:
+    def __init__(self, state: State, folded: T | None, waits: bool) -> None:
         self.state = state
         self.folded = folded
         self.waits = waits
@@ -94,7 +95,7 @@ class _Fold:
         self.sources: list[weakref.ref[Tensor]] = []
 
 
-class Folds:
+class Folds(Generic[T]):
     """Folded weights by the identity of what they were folded from.
 
     There is one set for each living set of weights: that of dead or changed weights is dropped, so
@@ -102,24 +103,24 @@ class Folds:
     """
 
     def __init__(
-        self, fold: Callable[[Tensors], Tensors | None], state: Callable[[Tensors], State]
+        self, fold: Callable[[Tensors], T | None], state: Callable[[Tensors], State]
     ) -> None:
         """`fold` returns None for weights with which the merged graph does not work."""
         self._fold = fold
         self._state = state
-        self._folds: dict[tuple[int, ...], _Fold] = {}
+        self._folds: dict[tuple[int, ...], _Fold[T]] = {}
         self._lock = Lock()
         self._wasted = 0
 
     def __len__(self) -> int:
         return len(self._folds)
 
-    def put(self, weights: Tensors, folded: Tensors) -> None:
+    def put(self, weights: Tensors, folded: T) -> None:
         """Keep what was folded from the weights before."""
         with self._lock:
             self._keep(weights, _Fold(self._state(weights), folded, waits=False))
 
-    def get(self, weights: Tensors) -> Tensors | None:
+    def get(self, weights: Tensors) -> T | None:
         """What the weights fold to as they are now; None where the unmerged graph shall run."""
         found = self._folds.get(tuple(map(id, weights)))
         if found is not None and found.state.is_current(weights):
@@ -131,7 +132,7 @@ class Folds:
         with self._lock:
             return self._again(weights)
 
-    def _again(self, weights: Tensors) -> Tensors | None:
+    def _again(self, weights: Tensors) -> T | None:
         found = self._folds.get(tuple(map(id, weights)))
         rested = found is not None and found.state.is_current(weights)
         if found is not None and rested and not found.waits:  # another thread was faster
@@ -144,7 +145,7 @@ class Folds:
         self._keep(weights, _Fold(state, folded, waits))
         return folded
 
-    def _keep(self, weights: Tensors, fold: _Fold) -> None:
+    def _keep(self, weights: Tensors, fold: _Fold[T]) -> None:
         identities = tuple(map(id, weights))
         this, one = weakref.ref(self), weakref.ref(fold)  # no cycles, which would outlive weights
 
@@ -156,7 +157,7 @@ class Folds:
         fold.sources = [weakref.ref(weight, drop) for weight in weights]
         self._folds[identities] = fold
 
-    def _drop(self, identities: tuple[int, ...], fold: _Fold) -> None:
+    def _drop(self, identities: tuple[int, ...], fold: _Fold[T]) -> None:
         """Give up a fold whose weights have changed or died."""
         if self._folds.get(identities) is fold:
             del self._folds[identities]

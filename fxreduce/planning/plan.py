@@ -9,7 +9,6 @@ from math import isfinite
 from os import PathLike
 from pathlib import Path
 from typing import Any
-from warnings import warn
 
 import torch
 from torch import Tensor
@@ -28,10 +27,10 @@ from fxreduce.planning.example import InputSpec, TensorSpec, learn_shapes
 from fxreduce.planning.execute import Decisions, execute
 from fxreduce.planning.fingerprint import Fingerprint, digest, fingerprint, require_same
 from fxreduce.planning.regions import Region
-from fxreduce.planning.removal import PlannedRemoval
+from fxreduce.planning.removal import NOT_FITTED, PlannedRemoval
 from fxreduce.planning.weights_file import SUFFIX, load_weights, save_weights
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,7 @@ class Plan:
         compensate: "identity", "channel" or "refit".
         maps: the affine map that takes each site's place, unless that is the identity.
         weights: for "refit", the fitted weights of operators, see `fxreduce.passes.refit.Refit`.
+        reads: the value that each fitted operator reads, by name.
         maps_replaced: whether the fitted weights make up for the maps, which then serve only where
             the weights do not.
         fitted_to: a hash of the model's weights, which alone the fitted weights go with.
@@ -78,6 +78,7 @@ class Plan:
     cost: CostModel
     maps: Mapping[str, ScaleShift] = field(default_factory=dict, repr=False)
     weights: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    reads: Mapping[str, str] = field(default_factory=dict, repr=False)
     maps_replaced: bool = False
     fitted_to: str = ""
     refusals: tuple[RefusedRewrite, ...] = ()
@@ -103,6 +104,7 @@ class Plan:
             self.sites,
             {} if self.maps_replaced else self.maps,
             self.weights,
+            self.reads,
             self.entropies,
             tuple(lines),
             self.refusals,
@@ -133,11 +135,7 @@ class Plan:
             example = learn_shapes(graph_module, random.batch, random.forward)
         decisions = self.decisions
         if self.weights and digest(graph_module) != self.fitted_to:
-            reason = (
-                "the fitted weights are left out, as the model's weights are not those that they "
-                "were fitted to; make a new plan to refit these"
-            )
-            refusal = RefusedRewrite("the whole graph", reason, Refit.name)
+            refusal = RefusedRewrite("the whole graph", NOT_FITTED, Refit.name)
             refusals = (*decisions.refusals, refusal)
             decisions = replace(decisions, maps=self.maps, weights={}, refusals=refusals)
         return execute(graph_module, decisions, example=example, verify=verify, disable=disabled)
@@ -155,19 +153,13 @@ class Plan:
         """A backend for torch.compile that removes the plan's rectifiers, then merges.
 
         A graph of another architecture, as graph breaks leave parts of the model, keeps all its
-        rectifiers; a warning names the first difference. Fitted weights are left out, as a compiled
-        graph takes the weights of each call; the affine maps of the sites serve instead, and a
-        warning says so. `torch.compile(plan.apply(model))` has the fitted weights.
+        rectifiers; a warning names the first difference. Fitted weights serve models whose weights
+        are those that they were fitted to. For others, and where a graph merges in another way than
+        the plan's, the affine maps of the sites serve instead, and a warning says so.
 
         Args:
             inner, disable, freeze, by_value, mode, options: see `fxreduce.backend`.
         """
-        if self.weights:
-            warn(
-                "the plan's fitted weights are left out under torch.compile, which takes those of "
-                "each call; for them use torch.compile(plan.apply(model))",
-                stacklevel=2,
-            )
         return Backend.of(
             inner,
             cost=self.cost,
@@ -176,7 +168,19 @@ class Plan:
             by_value=by_value,
             mode=mode,
             options=options,
-            removal=PlannedRemoval.of(self.sites, self.maps, self.architecture),
+            removal=self.removal,
+        )
+
+    @property
+    def removal(self) -> PlannedRemoval:
+        """The plan as what graphs of torch.compile are reduced by."""
+        return PlannedRemoval.of(
+            self.sites,
+            self.maps,
+            self.architecture,
+            fitted_to=self.fitted_to,
+            replaced=self.maps_replaced,
+            refit=Refit(self.weights, self.reads),
         )
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -262,6 +266,7 @@ def _decode(content: dict[str, Any]) -> dict[str, Any]:
         ),
         "regions": tuple(tuple(region) for region in content["regions"]),
         "compensate": content["compensate"],
+        "reads": content["reads"],
         "maps_replaced": content["maps_replaced"],
         "fitted_to": content["fitted_to"],
         "stopped": content["stopped"],

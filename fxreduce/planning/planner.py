@@ -132,12 +132,14 @@ def make_plan(
     """
     search = _Search.begin(graph_module, calibration, example, options)
     stopped = search.run()
-    steps, replaced, weights = tuple(search.steps), False, dict[str, Tensor]()
+    steps, replaced = tuple(search.steps), False
+    weights, reads = dict[str, Tensor](), dict[str, str]()
     lines: tuple[str, ...] = (stopped,)
     if options.compensate == "refit":
         settled = search.settle(example)
         steps = tuple(step for step in steps if step.site in settled.sites)
-        lines, weights = (stopped, *settled.lines), dict(settled.weights)
+        lines = (stopped, *settled.lines)
+        weights, reads = dict(settled.weights), dict(settled.reads)
         replaced = not settled.maps
     return Plan(
         steps=steps,
@@ -150,6 +152,7 @@ def make_plan(
         maps={step.site: search.maps[step.site] for step in steps if search.maps},
         maps_replaced=replaced,
         weights=weights,
+        reads=reads,
         fitted_to=digest(graph_module) if weights else "",
         refusals=tuple(search.refusals),
         inputs=InputSpec.of(example),

@@ -42,7 +42,7 @@ class Settled:
     Attributes:
         sites: their names, in order.
         maps: of each site that is not replaced by the identity, what takes its place.
-        weights: the fitted weights, see `fxreduce.passes.refit.Refit`.
+        weights, reads: the fitted weights, see `fxreduce.passes.refit.Refit`.
         lines: what fitting did.
         refusals: removals that the judge refused, and operators that could not be fitted.
     """
@@ -50,6 +50,7 @@ class Settled:
     sites: tuple[str, ...]
     maps: Mapping[str, ScaleShift]
     weights: Mapping[str, Tensor]
+    reads: Mapping[str, str]
     lines: tuple[str, ...]
     refusals: tuple[RefusedRewrite, ...]
 
@@ -94,7 +95,7 @@ class Settling:
             rest = rest[count + 1 :]
         refusals += [_refusal(sites, "removals before it used up the budget") for sites in rest]
         if not kept:
-            return Settled((), {}, {}, (), tuple(refusals))
+            return Settled((), {}, {}, {}, (), tuple(refusals))
         names = list(chain.from_iterable(kept))
         maps, fitted = self._refitted(names)
         if self.judge.after(fitted.graph_module) is not None:
@@ -104,7 +105,9 @@ class Settling:
             f"batches {fitted.error_before:.3g} -> {fitted.error:.3g}"
         )
         refusals += fitted.refusals
-        return Settled(tuple(names), maps, fitted.weights, (line,), tuple(refusals))
+        return Settled(
+            tuple(names), maps, fitted.weights, fitted.reads, (line,), tuple(refusals)
+        )
 
     def _longest(self, kept: list[Sites], rest: list[Sites]) -> tuple[int, str | None]:
         """How many of the rest may go as well, and why not one more."""
