@@ -57,10 +57,9 @@ class Refit:
                 recorder.refuse(value, "its fitted weights are of an operator merged otherwise")
                 continue
             # An operator of the same shape may stand for a longer chain, or a shorter one.
-            if self.reads.get(value, name := call.input.meta.get(VALUE, "")) != name:
-                recorder.refuse(
-                    value, "its fitted weights are of an operator that reads another value"
-                )
+            name = call.input.meta.get(VALUE, "")
+            if self.reads.get(value, name) != name:
+                recorder.refuse(value, "its fitted weights are of an operator merged otherwise")
                 continue
             module = to_module(refitted(call.operator, matrices), call.like)
             why = "its weights are fitted to calibration data"

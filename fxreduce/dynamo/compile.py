@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,20 +11,15 @@ from torch import Tensor
 from torch._guards import TracingContext
 from torch.fx import GraphModule
 
-from fxreduce.dynamo.compiled import Folding, Frozen
-from fxreduce.dynamo.folds import Folds, State, Tensors
+from fxreduce.dynamo.compiled import Frozen
+from fxreduce.dynamo.folds import Tensors
 from fxreduce.dynamo.inner import Inner, Run
-from fxreduce.dynamo.late import Late, plain
 from fxreduce.dynamo.lift import Lifted, bake
-from fxreduce.dynamo.merge import Merging, bound_to
-from fxreduce.dynamo.numbers import find_numbers
-from fxreduce.dynamo.optimisers import count_fused_steps
+from fxreduce.dynamo.profile import Profiled
 from fxreduce.dynamo.records import Record, attach
-from fxreduce.dynamo.reduction import Removal
-from fxreduce.dynamo.template import Template
-from fxreduce.dynamo.variants import Call, Variants, take
-from fxreduce.dynamo.weights import find_weights
-from fxreduce.operators.cost import CostModel
+from fxreduce.dynamo.reduction import Profile, Removal
+from fxreduce.dynamo.source import Source
+from fxreduce.dynamo.variants import Variants, take
 
 log = logging.getLogger("fxreduce")
 
@@ -34,76 +28,56 @@ def compile_merged(
     graph_module: GraphModule,
     inputs: Sequence[Any],
     *,
-    backend: Any,
-    inner: Inner,
-    cost: CostModel,
-    disable: frozenset[str],
     removal: Removal | None,
+    profile: Profile | None,
     freeze: bool,
-    by_value: bool,
+    **how: Any,
 ) -> Run:
     """A callable that computes what the graph does, merged where that is exact and pays.
 
     Args:
         graph_module, inputs: as torch.compile gives them; they stay as they are.
-        backend: by which reports of the graph are found.
-        inner: compiles the merged graph, or the given one where there is nothing to merge.
-        cost, disable: see `fxreduce.fuse`.
         removal: removes rectifiers before.
+        profile: decides which to remove, once the graph has been observed.
         freeze: whether the weights become constants.
-        by_value: whether weights are compared by value at every call.
+        how: see `Source`.
     """
-    weights = find_weights(graph_module, inputs)
-    if not weights:
+    source = Source.of(graph_module, inputs, **how)
+    inner = source.inner
+    if not source.template.weights:
         return inner.compile(graph_module, inputs)
-    take_weights = take([weight.index for weight in weights])
-    values: Tensors = take_weights(inputs)
-    numbers = find_numbers(graph_module, inputs)
-    template = Template.of(graph_module, weights, numbers)
+    values: Tensors = source.take_weights(inputs)
     reason = _obstacle(graph_module, inputs)
     if reason is not None:
         log.info("a graph is compiled unmerged: %s", reason)
-        refused = Merging(template, cost).refused(values, reason)
-        return _unmerged(graph_module, inputs, inner, Record(backend, values, refused))
-    if removal is not None:
-        with bound_to(template, values) as (bound, _):
-            removal = removal if removal.fits(bound) else None
-    merging = Merging(template, cost, disable, removal)
+        run = inner.compile(graph_module, inputs)
+        attach(run, source.untouched(values, refused=reason))
+        return run
+    if profile is not None and source.has_sites:
+        return Profiled(source, profile)
+    merging = source.merging(removal, values)
     merged = merging.run(values)
-    record = Record(backend, values, merged.report)
+    record = Record(source.backend, values, merged.report)
     if not merged.modified:
-        return _unmerged(graph_module, inputs, inner, record)
+        run = inner.compile(graph_module, inputs)
+        attach(run, record)
+        return run
     lifted = merged.lifted
     before, after = (len(each.graph.nodes) for each in (graph_module, lifted.graph_module))
     log.info("a graph is merged: %d nodes become %d", before, after)
     for refusal in merged.report.refusals:
         log.debug("left undone: %s (%s): %s", refusal.where, refusal.rewrite, refusal.reason)
-    variances = [place for place, weight in enumerate(weights) if weight.variance]
-    state = partial(State, by_value=by_value, variances=variances)
     if freeze:
         # Which the graph overwrites are no weights, but inputs like others.
+        weights = source.template.weights
         baked = bake(lifted, {w.index: value for w, value in zip(weights, values, strict=True)})
         run = _compile(baked, inputs, inner.for_constants())
-        return Frozen(run, take(baked.inputs), weights, numbers, state(values), record)
-    count_fused_steps()
+        state, numbers = source.state(values), source.numbers
+        return Frozen(run, take(baked.inputs), weights, numbers, state, record)
     variants = Variants(inner)
-    first = variants.add(lifted, _compile(lifted, inputs, inner), record)
-
-    def fold(weights: Tensors) -> Call | None:
-        merged = merging.run(weights)
-        return variants.call(merged.lifted, Record(backend, weights, merged.report))
-
-    folds = Folds[Call](fold, state)
-    folds.put(values, first)
-    return Folding(take_weights, numbers, folds, Late(plain(graph_module), inner))
-
-
-def _unmerged(
-    graph_module: GraphModule, inputs: Sequence[Any], inner: Inner, record: Record
-) -> Run:
-    run = inner.compile(graph_module, inputs)
-    attach(run, record)
-    return run
+    folding, folds = source.folding(merging, variants)
+    folds.put(values, variants.add(lifted, _compile(lifted, inputs, inner), record))
+    return folding
 
 
 def _obstacle(graph_module: GraphModule, inputs: Sequence[Any]) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -86,14 +86,10 @@ class Merging:
             reduced = PassResult(
                 reduced.graph_module, reduced.edits, (*prepared.refusals, *reduced.refusals)
             )
-            return Merged(lifted, reduced.modified, report(bound, reduced))
-
-    @torch.no_grad()
-    def refused(self, weights: Tensors, reason: str) -> Report:
-        """The report of a graph that is left as it is."""
-        with bound_to(self.template, weights) as (bound, _):
-            refusal = RefusedRewrite("the whole graph", reason, RUNG)
-            return report(bound, PassResult(bound, refusals=(refusal,)))
+            said = report(bound, reduced)
+            if self.removal is not None:
+                said = self.removal.explain(said)
+            return Merged(lifted, reduced.modified, said)
 
     @property
     def _disabled(self) -> Collection[str]:
@@ -118,6 +114,20 @@ class Merging:
                 stacklevel=2,
             )
         return PassResult(fitted.graph_module, edits, (*refusals, *merged.refusals))
+
+
+@torch.no_grad()
+def untouched(
+    template: Template,
+    weights: Tensors,
+    *,
+    refusals: tuple[RefusedRewrite, ...] = (),
+    decisions: tuple[str, ...] = (),
+) -> Report:
+    """The report of a graph that runs as it is."""
+    with bound_to(template, weights) as (bound, _):
+        said = report(bound, PassResult(bound, refusals=refusals))
+        return replace(said, decisions=decisions)
 
 
 def report(bound: GraphModule, reduced: PassResult) -> Report:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch.fx import GraphModule
 
 from fxreduce.graph.recorder import RefusedRewrite
 from fxreduce.passes.base import Pass
+from fxreduce.report.report import Report
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,34 @@ class Removal(Protocol):
 
     def __call__(self, graph_module: GraphModule) -> Sequence[Reduction]:
         """The ways to remove them, the best first; the last one fits nothing."""
+        ...
+
+    def explain(self, report: Report) -> Report:
+        """The report of a reduced graph with what was decided, and why."""
+        ...
+
+    def __hash__(self) -> int: ...
+
+
+class Profile(Protocol):
+    """Decides from what a graph was called with.
+
+    Attributes:
+        calls: how many calls are observed before.
+    """
+
+    @property
+    def calls(self) -> int: ...
+
+    def __call__(self, graph_module: GraphModule, calls: Sequence[tuple[Any, ...]]) -> Removal:
+        """What to remove from a graph whose weights are attributes; it stays as it is.
+
+        Args:
+            calls: what it was called with: the values of its placeholders.
+
+        Raises:
+            FxReduceError: nothing can be decided, and why.
+        """
         ...
 
     def __hash__(self) -> int: ...

@@ -174,14 +174,7 @@ class Plan:
     @property
     def removal(self) -> PlannedRemoval:
         """The plan as what graphs of torch.compile are reduced by."""
-        return PlannedRemoval.of(
-            self.sites,
-            self.maps,
-            self.architecture,
-            fitted_to=self.fitted_to,
-            replaced=self.maps_replaced,
-            refit=Refit(self.weights, self.reads),
-        )
+        return PlannedRemoval.of(self.decisions, self.maps, self.architecture, self.fitted_to)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the plan as JSON, atomically; fitted weights go to a safetensors file beside it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch.fx import GraphModule
@@ -15,6 +15,7 @@ from fxreduce.graph.recorder import RefusedRewrite
 from fxreduce.operators.affine import ScaleShift
 from fxreduce.passes.linearise import Linearise
 from fxreduce.passes.refit import Refit
+from fxreduce.planning.execute import Decisions
 from fxreduce.planning.fingerprint import (
     Fingerprint,
     digest,
@@ -22,6 +23,7 @@ from fxreduce.planning.fingerprint import (
     fingerprint,
     require_same,
 )
+from fxreduce.report.report import Report
 
 Fit = tuple[str, tuple[float, ...], tuple[float, ...], int]
 NOT_FITTED = (
@@ -40,36 +42,31 @@ class PlannedRemoval:
         architecture: what a graph must be.
         fitted_to: a hash of the model's weights, which alone the fitted ones go with.
         fitted: a hash of the fitted weights, by which they are compared.
-        replaced: whether the fitted weights make up for the maps.
-        refit: sets the fitted weights.
+        decisions: the plan, as it is where the fitted weights are right.
     """
 
     sites: tuple[str, ...]
     maps: tuple[Fit, ...]
     architecture: Fingerprint
-    fitted_to: str = ""
-    fitted: str = ""
-    replaced: bool = False
-    refit: Refit = field(default_factory=Refit, compare=False, repr=False)
+    fitted_to: str
+    fitted: str
+    decisions: Decisions = field(compare=False, repr=False)
 
     @classmethod
     def of(
         cls,
-        sites: tuple[str, ...],
+        decisions: Decisions,
         maps: Mapping[str, ScaleShift],
         architecture: Fingerprint,
-        *,
-        fitted_to: str = "",
-        replaced: bool = False,
-        refit: Refit | None = None,
+        fitted_to: str,
     ) -> PlannedRemoval:
+        """`maps` are those that serve where the fitted weights do not."""
         fits = tuple(
             (name, tuple(fit.scale.tolist()), tuple(fit.shift.tolist()), fit.rank)
             for name, fit in maps.items()
         )
-        refit = refit or Refit()
-        fitted = digest_of(refit.weights.items())
-        return cls(sites, fits, architecture, fitted_to, fitted, replaced, refit)
+        fitted = digest_of(decisions.weights.items())
+        return cls(decisions.sites, fits, architecture, fitted_to, fitted, decisions)
 
     def fits(self, graph_module: GraphModule) -> bool:
         """Whether the graph is of the plan's architecture; a warning says why it is not."""
@@ -84,15 +81,28 @@ class PlannedRemoval:
     def __call__(self, graph_module: GraphModule) -> tuple[Reduction, ...]:
         """The ways to remove the sites: with fitted weights where they are right, and without."""
         maps = {name: _map(scale, shift, rank) for name, scale, shift, rank in self.maps}
-        plain = Linearise(self.sites, maps)
-        if not self.refit.weights:
+        plain, decisions = Linearise(self.sites, maps), self.decisions
+        if not decisions.weights:
             return (Reduction((plain,)),)
         if digest(graph_module) != self.fitted_to:
             refusal = RefusedRewrite("the whole graph", NOT_FITTED, Refit.name)
             warnings.warn(f"in a graph of torch.compile {NOT_FITTED}", stacklevel=2)
             return (Reduction((plain,), refusals=(refusal,)),)
-        fitted = Linearise(self.sites) if self.replaced else plain
-        return (Reduction((fitted,), (self.refit,)), Reduction((plain,)))
+        fit = Refit(decisions.weights, decisions.reads)
+        return (Reduction((Linearise(self.sites, decisions.maps),), (fit,)), Reduction((plain,)))
+
+    def explain(self, report: Report) -> Report:
+        """The report of a reduced graph with what the plan says: order, entropies and reasons."""
+        gone, decisions = set(report.removed), self.decisions
+        return replace(
+            report,
+            sites=tuple(
+                replace(row, entropy=decisions.entropies.get(row.name)) for row in report.sites
+            ),
+            removed=tuple(name for name in self.sites if name in gone),
+            refusals=tuple(dict.fromkeys((*decisions.refusals, *report.refusals))),
+            decisions=(*report.decisions, *decisions.lines),
+        )
 
 
 def _map(scale: tuple[float, ...], shift: tuple[float, ...], rank: int) -> ScaleShift:

@@ -88,9 +88,13 @@ def test_a_graph_that_merges_otherwise_gets_the_maps(inner: Inner) -> None:
 
 def test_fitted_weights_are_not_given_to_an_operator_that_another_one_precedes() -> None:
     """Of two operators that were merged, the second one alone may have the merged one's shape."""
-    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
-    model = model.double().eval()
-    batches = [torch.randn(64, 4, dtype=torch.float64) for _ in range(3)]
+
+    def make() -> nn.Module:
+        narrow = (nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU())
+        return nn.Sequential(*narrow, nn.Linear(4, 3))
+
+    model = seeded(make).double()
+    batches = list(torch.randn(3, 64, 4, dtype=torch.float64))
     plan = fxreduce.analyze(model, batches, progress=False).plan(budget=1, include=["1"])
     assert plan.weights
     reduced = plan.apply(model, disable=["fuse_chain"])
@@ -99,8 +103,7 @@ def test_fitted_weights_are_not_given_to_an_operator_that_another_one_precedes()
 
 
 def test_equal_backends_have_the_same_fitted_weights() -> None:
-    model, plan = fitted(Residual)
-    _, other = fitted(Residual, 1)
+    (_, plan), (_, other) = fitted(Residual), fitted(Residual, 1)
     assert plan.backend("eager") == plan.backend("eager")
     assert plan.backend("eager") != other.backend("eager")
     first, *rest = plan.weights
