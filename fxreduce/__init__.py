@@ -7,7 +7,7 @@ merges the affine operators that then stand next to each other.
 from fxreduce import registry
 from fxreduce.analysis import Analysis
 from fxreduce.api import analyze, apply, fuse, linearize, report
-from fxreduce.backend import backend
+from fxreduce.backend import backend, pre_grad_pass
 from fxreduce.errors import (
     CalibrationError,
     CaptureError,
@@ -51,6 +51,7 @@ __all__ = [
     "capture",
     "fuse",
     "linearize",
+    "pre_grad_pass",
     "registry",
     "report",
     "verify",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
 from fxreduce.dynamo.backend import Backend
 from fxreduce.dynamo.inner import Run
 from fxreduce.errors import UnsupportedError
-from fxreduce.operators.cost import CostModel
+from fxreduce.operators.cost import CostModel, as_cost
 from fxreduce.passes.pipeline import as_disabled
 from fxreduce.planning.budgets import Budget
 from fxreduce.planning.planner import Options
@@ -109,6 +109,34 @@ def compile_graph(
     if ours:  # which need to know of the cost model and the passes, too
         ours |= {name: given.pop(name) for name in ("cost", "disable") if name in given}
     return backend(**ours)(graph_module, example_inputs, mode=mode, options=given)
+
+
+def pre_grad_pass(
+    *, cost: str | CostModel = "flops", disable: str | Collection[str] = ()
+) -> Callable[[Graph], None]:
+    """A pass for pipelines of inductor's own, where `backend="fxreduce"` is not wanted.
+
+        torch._inductor.config.freezing = True
+        torch._inductor.config.pre_grad_custom_pass = fxreduce.pre_grad_pass()
+
+    It merges exactly, in place, what holds its weights: graphs of torch.compile with inductor's
+    freezing, and exported programs under `aoti_compile_and_package`. Weights that are inputs of a
+    graph may be others at every call; such graphs stay as they are, and a line in the log
+    `fxreduce` says so. Freezing itself does not see weights change, with this pass or without.
+
+    Inductor looks compiled graphs up in its cache behind the pass if
+    `torch._inductor.config.pre_grad_pass_timing` is "early", as this pass needs it; else it says
+    that it does so all the same.
+
+    Args:
+        cost, disable: see `fxreduce.fuse`; padded convolutions behind padded ones stay apart.
+
+    Raises:
+        UnsupportedError: the cost model or a pass is not known.
+    """
+    from fxreduce.dynamo.pre_grad import PreGradPass  # which loads parts of torch that take long
+
+    return PreGradPass(as_cost(cost), as_disabled(disable))
 
 
 # How a plan is made, and how it is by default: see `Analysis.plan`.

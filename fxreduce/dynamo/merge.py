@@ -26,7 +26,7 @@ from fxreduce.passes.pipeline import PREPARE, fusion
 from fxreduce.report.report import Report, SiteRow
 
 # It leaves a module whose slices depend on the size of its input, which no list of functions is.
-_SIZED = frozenset({"fuse_padded"})
+SIZED = frozenset({"fuse_padded"})
 RUNG = "torch.compile"
 
 
@@ -93,7 +93,7 @@ class Merging:
 
     @property
     def _disabled(self) -> Collection[str]:
-        return {*self.disable, *_SIZED}
+        return {*self.disable, *SIZED}
 
     def _reduced(self, bound: GraphModule, prepared: GraphModule) -> PassResult:
         """The graph, reduced in the best way that fits, and merged."""
