@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from ctypes import Array, c_char
 from operator import attrgetter
 from threading import Lock
 from typing import Any, Generic, TypeVar
@@ -37,12 +38,14 @@ class State:
         """`variances` are the places of those that batch-norms move."""
         self._identities = tuple(map(id, weights))
         self._addresses = tuple(map(_address, weights))
+        near = [place for place in variances if weights[place].is_cpu]
         by_value = by_value or any(weight.is_inference() for weight in weights)
+        by_value = by_value or not all(weights[place].is_contiguous() for place in near)
         self._copies = tuple(weight.clone() for weight in weights) if by_value else None
         self._versions = () if by_value else tuple(map(_version, weights))
-        near = [place for place in variances if weights[place].is_cpu]
         self._variances = () if by_value else tuple(near)
-        self._moved = self._joined(weights)
+        self._memory = [_memory(weights[place]) for place in self._variances]
+        self._moved = b"".join(self._memory)
 
     def holds(self, weights: Tensors) -> bool:
         """Whether the weights are the same ones still, with the same values."""
@@ -56,7 +59,8 @@ class State:
             return all(map(_same, self._copies, weights))
         if self._versions != tuple(map(_version, weights)):
             return False
-        return self._moved is None or _same(self._moved, self._joined(weights))
+        # Where the addresses are what they were, so is the memory.
+        return self._moved == b"".join(self._memory)
 
     def first_difference(self, weights: Tensors) -> int | None:
         """The place of the first weight that is not what it was, or None."""
@@ -73,12 +77,6 @@ class State:
             if changed:
                 return place
         return None if self.holds(weights) else self._variances[0]
-
-    def _joined(self, weights: Tensors) -> Tensor | None:
-        """The variances one behind the other: one comparison instead of many."""
-        if not self._variances:
-            return None
-        return torch.cat([weights[place] for place in self._variances])
 
 
 class _Fold(Generic[T]):
@@ -162,6 +160,11 @@ class Folds(Generic[T]):
         if self._folds.get(identities) is fold:
             del self._folds[identities]
             self._wasted += fold.calls < CALLS_TO_PAY and not fold.waits
+
+
+def _memory(weight: Tensor) -> Array[c_char]:
+    """The memory of a tensor of the host: a view, which lives no longer than the tensor's own."""
+    return (c_char * weight.nbytes).from_address(weight.data_ptr())
 
 
 def _same(copy: Tensor, weight: Tensor | None) -> bool:
