@@ -19,8 +19,8 @@ from tests.backend.compiling import Inner, image, network
 from tests.checks import assert_close
 
 
-def test_threads_with_models_of_their_own_share_a_compilation() -> None:
-    inner, x = Inner(), image()
+def test_threads_with_models_of_their_own_share_a_compilation(inner: Inner) -> None:
+    x = image()
     models = [network() for _ in range(4)]
     with torch.no_grad():
         expected = [model(x) for model in models]
