@@ -34,6 +34,7 @@ def backend(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
     refit_scope: str | None = None,
+    candidates: str | None = None,
 ) -> Backend:
     """A backend for torch.compile that merges affine operators, exactly, before another compiles.
 
@@ -69,8 +70,8 @@ def backend(
         by_value: compare weights with copies at every call: slower, and twice their memory.
         mode, options: of the inner backend.
         calibrate: how many calls to observe before a plan is made.
-        budget, importance, compensate, include, exclude, refit_scope: how the plan is made, see
-            `Analysis.plan`, whose defaults they have.
+        budget, importance, compensate, include, exclude, refit_scope, candidates: how the plan is
+            made, see `Analysis.plan`, whose defaults they have.
 
     Raises:
         UnsupportedError: the inner backend, the cost model, a pass or an option is not known.
@@ -83,6 +84,7 @@ def backend(
         "include": include,
         "exclude": exclude,
         "refit_scope": refit_scope,
+        "candidates": candidates,
     }
     return Backend.of(
         inner,
@@ -147,6 +149,7 @@ _PLAN: Mapping[str, Any] = {
     "include": None,
     "exclude": None,
     "refit_scope": "downstream",
+    "candidates": "auto",
 }
 
 

@@ -105,9 +105,7 @@ class Settling:
             f"batches {fitted.error_before:.3g} -> {fitted.error:.3g}"
         )
         refusals += fitted.refusals
-        return Settled(
-            tuple(names), maps, fitted.weights, fitted.reads, (line,), tuple(refusals)
-        )
+        return Settled(tuple(names), maps, fitted.weights, fitted.reads, (line,), tuple(refusals))
 
     def _longest(self, kept: list[Sites], rest: list[Sites]) -> tuple[int, str | None]:
         """How many of the rest may go as well, and why not one more."""
