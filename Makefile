@@ -11,7 +11,7 @@ STAMP   := $(VENV)/.fxreduce-installed
 PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types docs zoo fuzz bench-calibration bench-fusion bench-scale bench-cost
+.PHONY: help demo test check lint types docs zoo fuzz bench-calibration bench-fusion bench-scale bench-cost bench-backend backend
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 24
@@ -42,6 +42,9 @@ fuzz: $(STAMP) ## run the property tests on many more examples
 zoo: $(STAMP) ## merge models of many families, the large ones too
 	$(PYTEST) tests/zoo -m ''
 
+backend: $(STAMP) ## run the tests of the backend for torch.compile with inductor inside, too
+	$(PYTEST) tests/backend -m ''
+
 bench-calibration: $(STAMP) ## time calibration against the plain forward
 	$(BIN)/python benchmarks/calibration.py
 
@@ -53,6 +56,10 @@ bench-scale: $(STAMP) ## time the merging passes on graphs of growing size
 
 bench-cost: $(STAMP) ## compare what a cost model says of operators with the time they take
 	$(BIN)/python benchmarks/cost_model.py
+
+bench-backend: $(STAMP) ## time the backend for torch.compile against inductor, and show what is stale
+	$(BIN)/python benchmarks/backend.py
+	$(BIN)/python -m tests.backend.staleness
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \

@@ -6,8 +6,8 @@ merges the affine operators that then stand next to each other.
 
 from fxreduce import registry, schedules
 from fxreduce.analysis import Analysis
-from fxreduce.api import analyze, apply, fuse, linearize
-from fxreduce.backend import backend
+from fxreduce.api import analyze, apply, fuse, linearize, report
+from fxreduce.backend import backend, pre_grad_pass
 from fxreduce.errors import (
     CalibrationError,
     CaptureError,
@@ -23,7 +23,7 @@ from fxreduce.graph.capture import capture
 from fxreduce.planning.budgets import Budget, EntropyBelow, Fidelity, Fraction, MaxDrop, Remove
 from fxreduce.planning.plan import Plan
 from fxreduce.planning.speedup import Speedup
-from fxreduce.report.report import Report, report
+from fxreduce.report.report import Report
 from fxreduce.verify import Equivalence, verify
 
 __version__ = "0.1.0"
@@ -55,6 +55,7 @@ __all__ = [
     "capture",
     "fuse",
     "linearize",
+    "pre_grad_pass",
     "registry",
     "report",
     "schedules",

@@ -6,12 +6,15 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.fx import GraphModule
 
 from fxreduce.analysis import Analysis
 from fxreduce.calibration.batches import Forward
 from fxreduce.calibration.loader import Loader
 from fxreduce.calibration.statistics import require_variant
+from fxreduce.dynamo.backend import Backend
+from fxreduce.dynamo.find import report_compiled
 from fxreduce.errors import PlanError, UnsupportedError
 from fxreduce.graph.capture import Model, capture
 from fxreduce.graph.rectifiers import find_sites
@@ -28,6 +31,7 @@ from fxreduce.planning.measure import measure
 from fxreduce.planning.planner import LOCAL, Options, make_plan, require_compensation
 from fxreduce.planning.prepare import prepare
 from fxreduce.planning.ranking import Importance, SiteImportance
+from fxreduce.report.report import Report, report_of
 
 
 def analyze(
@@ -194,6 +198,31 @@ def linearize(
         refusal = result.refusals[0]
         raise PlanError(f"{refusal.where} cannot be removed: {refusal.reason}")
     return result.graph_module.eval()
+
+
+def report(made: nn.Module | Backend) -> Report:
+    """What was done to a model, what was not and why.
+
+    Args:
+        made: what `apply`, `fuse` or `plan.apply` returned, what torch.compile made of a module
+            with a backend of fxreduce, or that backend, for all that it has compiled.
+
+    Returns:
+        A Report; of what is compiled a CompiledReport, which has one for each graph.
+
+    Raises:
+        UnsupportedError: fxreduce did not make it, or it was pickled since; or it has not been
+            called, as torch.compile compiles at the first call.
+    """
+    compiled = None if isinstance(made, GraphModule) else report_compiled(made)
+    found = compiled or report_of(made)
+    if found is None:
+        raise UnsupportedError(
+            "a report belongs to what fxreduce.apply, fuse or plan.apply returned, to a backend of "
+            "fxreduce for torch.compile, and to a module compiled with one, once it has been "
+            f"called; {type(made).__name__} has none"
+        )
+    return found
 
 
 def _require_sites(names: Iterable[str], known: Iterable[str], owner: str) -> None:

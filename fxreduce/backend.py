@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
 from fxreduce.dynamo.backend import Backend
 from fxreduce.dynamo.inner import Run
-from fxreduce.operators.cost import CostModel
+from fxreduce.errors import UnsupportedError
+from fxreduce.operators.cost import CostModel, as_cost
+from fxreduce.passes.pipeline import as_disabled
+from fxreduce.planning.budgets import Budget
+from fxreduce.planning.planner import Options
+from fxreduce.planning.profile import PlanFromCalls
+from fxreduce.planning.ranking import Importance, SiteImportance
 
 
 def backend(
@@ -21,6 +27,14 @@ def backend(
     by_value: bool = False,
     mode: str | None = None,
     options: Mapping[str, Any] | None = None,
+    calibrate: int | None = None,
+    budget: int | float | str | Budget | None = None,
+    importance: str | Importance | SiteImportance | None = None,
+    compensate: str | None = None,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    refit_scope: str | None = None,
+    candidates: str | None = None,
 ) -> Backend:
     """A backend for torch.compile that merges affine operators, exactly, before another compiles.
 
@@ -38,6 +52,13 @@ def backend(
     gradients are enabled and a weight or an input requires them, and under autocast, graphs are
     compiled as they are.
 
+    With `calibrate`, rectifiers are removed, too. The first calls run the graph as it is, and their
+    inputs are kept; then a plan is made from them, as `fxreduce.analyze(graph, calls).plan(...)`
+    makes it, the graph is reduced and compiled, once. Every model and every graph is observed and
+    planned for by itself, so that after a graph break budgets are those of the parts; only graphs
+    at other sizes share what was decided. `fxreduce.report(compiled)` tells of it. Where no plan
+    can be made, a warning says why, and the graph is merged with all its rectifiers.
+
     Args:
         inner: compiles what is merged: a backend that torch.compile knows by name, or a callable
             `(graph_module, example_inputs) -> callable`.
@@ -48,10 +69,23 @@ def backend(
             written.
         by_value: compare weights with copies at every call: slower, and twice their memory.
         mode, options: of the inner backend.
+        calibrate: how many calls to observe before a plan is made.
+        budget, importance, compensate, include, exclude, refit_scope, candidates: how the plan is
+            made, see `Analysis.plan`, whose defaults they have.
 
     Raises:
         UnsupportedError: the inner backend, the cost model, a pass or an option is not known.
+        PlanError: the budget does not fit.
     """
+    plan = {
+        "budget": budget,
+        "importance": importance,
+        "compensate": compensate,
+        "include": include,
+        "exclude": exclude,
+        "refit_scope": refit_scope,
+        "candidates": candidates,
+    }
     return Backend.of(
         inner,
         cost=cost,
@@ -60,9 +94,78 @@ def backend(
         by_value=by_value,
         mode=mode,
         options=options,
+        profile=_profile(calibrate, cost, disable, plan),
     )
 
 
-def compile_graph(graph_module: GraphModule, example_inputs: Sequence[Any], **given: Any) -> Run:
+def compile_graph(
+    graph_module: GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Run:
     """What `torch.compile(model, backend="fxreduce")` calls; see `backend` for the options."""
-    return backend()(graph_module, example_inputs, **given)
+    given = dict(options or {})
+    ours = {name: given.pop(name) for name in ("calibrate", *_PLAN) if name in given}
+    if ours:  # which need to know of the cost model and the passes, too
+        ours |= {name: given.pop(name) for name in ("cost", "disable") if name in given}
+    return backend(**ours)(graph_module, example_inputs, mode=mode, options=given)
+
+
+def pre_grad_pass(
+    *, cost: str | CostModel = "flops", disable: str | Collection[str] = ()
+) -> Callable[[Graph], None]:
+    """A pass for pipelines of inductor's own, where `backend="fxreduce"` is not wanted.
+
+        torch._inductor.config.freezing = True
+        torch._inductor.config.pre_grad_custom_pass = fxreduce.pre_grad_pass()
+
+    It merges exactly, in place, what holds its weights: graphs of torch.compile with inductor's
+    freezing, and exported programs under `aoti_compile_and_package`. Weights that are inputs of a
+    graph may be others at every call; such graphs stay as they are, and a line in the log
+    `fxreduce` says so. Freezing itself does not see weights change, with this pass or without.
+
+    Inductor looks compiled graphs up in its cache behind the pass if
+    `torch._inductor.config.pre_grad_pass_timing` is "early", as this pass needs it; else it says
+    that it does so all the same.
+
+    Args:
+        cost, disable: see `fxreduce.fuse`; padded convolutions behind padded ones stay apart.
+
+    Raises:
+        UnsupportedError: the cost model or a pass is not known.
+    """
+    from fxreduce.dynamo.pre_grad import PreGradPass  # which loads parts of torch that take long
+
+    return PreGradPass(as_cost(cost), as_disabled(disable))
+
+
+# How a plan is made, and how it is by default: see `Analysis.plan`.
+_PLAN: Mapping[str, Any] = {
+    "budget": "auto",
+    "importance": "entropy",
+    "compensate": "refit",
+    "include": None,
+    "exclude": None,
+    "refit_scope": "downstream",
+    "candidates": "auto",
+}
+
+
+def _profile(
+    calls: int | None,
+    cost: str | CostModel,
+    disable: str | Collection[str],
+    plan: Mapping[str, Any],
+) -> PlanFromCalls | None:
+    given = {name: value for name, value in plan.items() if value is not None}
+    if calls is None:
+        if given:
+            raise UnsupportedError(
+                f"{', '.join(given)} say how rectifiers are removed, for which calibrate tells the "
+                "number of calls to observe; it is missing"
+            )
+        return None
+    options = Options.of(**{**_PLAN, **given}, cost=cost, disable=as_disabled(disable))
+    return PlanFromCalls(calls, options)

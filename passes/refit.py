@@ -20,7 +20,7 @@ from fxreduce.graph.affine import AffineCall, read_affine
 from fxreduce.graph.modules import ChannelAffine, to_module
 from fxreduce.graph.nodes import module_of
 from fxreduce.graph.recorder import Recorder
-from fxreduce.graph.values import by_value
+from fxreduce.graph.values import VALUE, by_value
 from fxreduce.operators.affine import Conv, Operator, Refusal, ScaleShift, as_conv
 from fxreduce.operators.patches import shape_of_weights, with_weights
 from fxreduce.operators.ridge import too_large
@@ -34,9 +34,12 @@ class Refit:
     Attributes:
         weights: by the name of an operator's value, [groups, O, F] as
             `fxreduce.operators.patches.weights` has them.
+        reads: the name of the value that each of them is fitted to read; those that are missing
+            may read any.
     """
 
     weights: Mapping[str, Tensor] = field(default_factory=dict)
+    reads: Mapping[str, str] = field(default_factory=dict)
     name: ClassVar[str] = "refit"
     exact: ClassVar[bool] = False
 
@@ -51,6 +54,11 @@ class Refit:
                 recorder.refuse(value, f"its fitted weights are left out: {reason}")
                 continue
             if matrices.shape != shape_of_weights(as_conv(call.operator)):
+                recorder.refuse(value, "its fitted weights are of an operator merged otherwise")
+                continue
+            # An operator of the same shape may stand for a longer chain, or a shorter one.
+            name = call.input.meta.get(VALUE, "")
+            if self.reads.get(value, name) != name:
                 recorder.refuse(value, "its fitted weights are of an operator merged otherwise")
                 continue
             module = to_module(refitted(call.operator, matrices), call.like)

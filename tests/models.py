@@ -53,6 +53,27 @@ class Residual(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class Inverted(nn.Module):
+    """Expand, depthwise, project, with a skip, and tokens through an MLP behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand = nn.Sequential(nn.Conv2d(3, 12, 1), nn.BatchNorm2d(12), nn.ReLU6())
+        self.depth = nn.Sequential(
+            nn.Conv2d(12, 12, 3, padding=1, groups=12), nn.BatchNorm2d(12), nn.ReLU6()
+        )
+        self.project = nn.Conv2d(12, 3, 1)
+        self.norm = nn.LayerNorm(3)
+        self.mlp = nn.Sequential(nn.Linear(3, 8), nn.GELU(), nn.Linear(8, 3))
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.project(self.depth(self.expand(x)))
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = tokens + self.mlp(self.norm(tokens))
+        return self.head(tokens.mean(1))
+
+
 class Reordered(nn.Module):
     """Two inputs x, y ~ N(0, 1); sites a, b, c, of which b and c swap their order without a.
 

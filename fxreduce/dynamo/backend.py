@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch.fx import GraphModule
 
 from fxreduce.dynamo.compile import compile_merged
 from fxreduce.dynamo.inner import Inner, Run
+from fxreduce.dynamo.reduction import Profile, Removal
 from fxreduce.errors import UnsupportedError
 from fxreduce.operators.cost import CostModel, as_cost
-from fxreduce.passes.base import Pass
 from fxreduce.passes.pipeline import as_disabled
 
 OPTIONS = ("inner", "cost", "disable", "freeze", "by_value", "options")
-
-
-class Removal(Protocol):
-    """Decides which rectifiers go; compared and hashed by what it decides."""
-
-    def __call__(self, graph_module: GraphModule) -> tuple[Pass, ...]:
-        """The passes that remove them from a graph whose weights are attributes."""
-        ...
-
-    def __hash__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -41,6 +31,7 @@ class Backend:
         freeze: whether weights become constants.
         by_value: whether weights are compared by value at every call.
         removal: which rectifiers are removed before.
+        profile: decides which are, once a graph has been observed.
     """
 
     inner: Inner
@@ -49,6 +40,7 @@ class Backend:
     freeze: bool = False
     by_value: bool = False
     removal: Removal | None = field(default=None, repr=False)
+    profile: Profile | None = field(default=None, repr=False)
 
     @classmethod
     def of(
@@ -62,14 +54,25 @@ class Backend:
         mode: str | None = None,
         options: Mapping[str, Any] | None = None,
         removal: Removal | None = None,
+        profile: Profile | None = None,
     ) -> Backend:
         """A backend with its options checked; see `fxreduce.backend`."""
         for name, value in (("freeze", freeze), ("by_value", by_value)):
             if not isinstance(value, bool):
                 raise UnsupportedError(f"{name} is True or False; seen: {value!r}")
-        disabled = as_disabled(disable)
+        if freeze and profile is not None:
+            raise UnsupportedError(
+                "freeze=True compiles weights in, calibrate observes them first; seen: both. Leave "
+                "one of them out"
+            )
         return cls(
-            Inner.of(inner, mode, options), as_cost(cost), disabled, freeze, by_value, removal
+            Inner.of(inner, mode, options),
+            as_cost(cost),
+            as_disabled(disable),
+            freeze,
+            by_value,
+            removal,
+            profile,
         )
 
     def __hash__(self) -> int:
@@ -98,10 +101,12 @@ class Backend:
         return compile_merged(
             graph_module,
             example_inputs,
+            backend=self,
             inner=configured.inner,
             cost=configured.cost,
             disable=configured.disable,
-            removals=configured.removal,
+            removal=configured.removal,
+            profile=configured.profile,
             freeze=configured.freeze,
             by_value=configured.by_value,
         )
@@ -122,5 +127,7 @@ class Backend:
             "by_value": self.by_value,
             "mode": self.inner.mode if mode is None else mode,
             "options": dict(self.inner.options),
+            "removal": self.removal,
+            "profile": self.profile,
         }
-        return replace(Backend.of(**{**own, **options}), removal=self.removal)
+        return Backend.of(**{**own, **options})

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from copy import deepcopy
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,86 +11,73 @@ from torch import Tensor
 from torch._guards import TracingContext
 from torch.fx import GraphModule
 
-from fxreduce.dynamo.compiled import Folding, Frozen, Run, Unmerged, take
-from fxreduce.dynamo.folds import Folds, State, Tensors
-from fxreduce.dynamo.inner import Inner
+from fxreduce.dynamo.compiled import Frozen
+from fxreduce.dynamo.folds import Tensors
+from fxreduce.dynamo.inner import Inner, Run
 from fxreduce.dynamo.lift import Lifted, bake
-from fxreduce.dynamo.merge import Merging, bound_to
-from fxreduce.dynamo.numbers import find_numbers
-from fxreduce.dynamo.optimisers import count_fused_steps
-from fxreduce.dynamo.template import Template
-from fxreduce.dynamo.weights import find_weights
-from fxreduce.operators.cost import CostModel
-from fxreduce.passes.base import Pass
+from fxreduce.dynamo.profile import Profiled
+from fxreduce.dynamo.records import Record, attach
+from fxreduce.dynamo.reduction import Profile, Removal
+from fxreduce.dynamo.source import Source
+from fxreduce.dynamo.variants import Variants, take
 
 log = logging.getLogger("fxreduce")
-Removals = Callable[[GraphModule], tuple[Pass, ...]]
 
 
 def compile_merged(
     graph_module: GraphModule,
     inputs: Sequence[Any],
     *,
-    inner: Inner,
-    cost: CostModel,
-    disable: frozenset[str],
-    removals: Removals | None,
+    removal: Removal | None,
+    profile: Profile | None,
     freeze: bool,
-    by_value: bool,
+    **how: Any,
 ) -> Run:
     """A callable that computes what the graph does, merged where that is exact and pays.
 
     Args:
         graph_module, inputs: as torch.compile gives them; they stay as they are.
-        inner: compiles the merged graph, or the given one where there is nothing to merge.
-        cost, disable: see `fxreduce.fuse`.
-        removals: makes the passes that remove rectifiers from the graph, whose weights are then
-            attributes.
+        removal: removes rectifiers before.
+        profile: decides which to remove, once the graph has been observed.
         freeze: whether the weights become constants.
-        by_value: whether weights are compared by value at every call.
+        how: see `Source`.
     """
+    source = Source.of(graph_module, inputs, **how)
+    inner = source.inner
+    if not source.template.weights:
+        return inner.compile(graph_module, inputs)
+    values: Tensors = source.take_weights(inputs)
     reason = _obstacle(graph_module, inputs)
     if reason is not None:
         log.info("a graph is compiled unmerged: %s", reason)
-        return inner.compile(graph_module, inputs)
-    weights = find_weights(graph_module, inputs)
-    if not weights:
-        return inner.compile(graph_module, inputs)
-    numbers = find_numbers(graph_module, inputs)
-    template = Template.of(graph_module, weights, numbers)
-    take_weights = take([weight.index for weight in weights])
-    values: Tensors = take_weights(inputs)
-    passes: tuple[Pass, ...] = ()
-    if removals is not None:
-        with bound_to(template, values) as (bound, _):
-            passes = removals(bound)
-    merging = Merging(template, cost, disable, passes)
+        run = inner.compile(graph_module, inputs)
+        attach(run, source.untouched(values, refused=reason))
+        return run
+    if profile is not None and source.has_sites:
+        return Profiled(source, profile)
+    merging = source.merging(removal, values)
     merged = merging.run(values)
+    record = Record(source.backend, values, merged.report)
     if not merged.modified:
-        return inner.compile(graph_module, inputs)
+        run = inner.compile(graph_module, inputs)
+        attach(run, record)
+        return run
     lifted = merged.lifted
     before, after = (len(each.graph.nodes) for each in (graph_module, lifted.graph_module))
     log.info("a graph is merged: %d nodes become %d", before, after)
-    for refusal in merged.refusals:
+    for refusal in merged.report.refusals:
         log.debug("left undone: %s (%s): %s", refusal.where, refusal.rewrite, refusal.reason)
-    variances = [place for place, weight in enumerate(weights) if weight.variance]
-    state = partial(State, by_value=by_value, variances=variances)
     if freeze:
         # Which the graph overwrites are no weights, but inputs like others.
+        weights = source.template.weights
         baked = bake(lifted, {w.index: value for w, value in zip(weights, values, strict=True)})
         run = _compile(baked, inputs, inner.for_constants())
-        return Frozen(run, take(baked.inputs), weights, numbers, state(values))
-    count_fused_steps()
-    folds = Folds(_folding(merging, lifted.structure), state)
-    folds.put(values, lifted.folded)
-    return Folding(
-        _compile(lifted, inputs, inner),
-        take(lifted.inputs),
-        take_weights,
-        numbers,
-        folds,
-        Unmerged(_plain(graph_module), inner),
-    )
+        state, numbers = source.state(values), source.numbers
+        return Frozen(run, take(baked.inputs), weights, numbers, state, record)
+    variants = Variants(inner)
+    folding, folds = source.folding(merging, variants)
+    folds.put(values, variants.add(lifted, _compile(lifted, inputs, inner), record))
+    return folding
 
 
 def _obstacle(graph_module: GraphModule, inputs: Sequence[Any]) -> str | None:
@@ -111,19 +96,6 @@ def _obstacle(graph_module: GraphModule, inputs: Sequence[Any]) -> str | None:
     return None
 
 
-def _folding(merging: Merging, structure: tuple[Any, ...]) -> Callable[[Tensors], Tensors | None]:
-    """Folds weights for the merged graph of that structure."""
-
-    def fold(weights: Tensors) -> Tensors | None:
-        lifted = merging.run(weights).lifted
-        if lifted.structure == structure:
-            return lifted.folded
-        log.warning("weights merge in another way than those compiled for; they run unmerged")
-        return None
-
-    return fold
-
-
 def _compile(lifted: Lifted, inputs: Sequence[Any], inner: Inner) -> Run:
     context = TracingContext.try_get()
     if context is not None:
@@ -139,11 +111,3 @@ def _compile(lifted: Lifted, inputs: Sequence[Any], inner: Inner) -> Run:
             )
     given = [inputs[place] for place in lifted.inputs]
     return inner.compile(lifted.graph_module, [*given, *lifted.folded])
-
-
-def _plain(graph_module: GraphModule) -> GraphModule:
-    """A copy of the graph without what torch.compile noted in it, example values among that."""
-    graph = deepcopy(graph_module.graph)
-    for node in graph.nodes:
-        node.meta.clear()
-    return GraphModule(graph_module, graph)

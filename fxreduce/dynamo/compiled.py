@@ -2,54 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from threading import Lock
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.fx import GraphModule
 
 from fxreduce.dynamo.folds import Folds, State
-from fxreduce.dynamo.inner import Inner
+from fxreduce.dynamo.inner import Run
 from fxreduce.dynamo.numbers import NumberInput, are_same
+from fxreduce.dynamo.records import Record
+from fxreduce.dynamo.variants import Call, Take, take
 from fxreduce.dynamo.weights import WeightInput
 from fxreduce.errors import WeightsChangedError
-
-Run = Callable[..., Any]
-Take = Callable[[Sequence[Any]], tuple[Any, ...]]
-
-
-def take(places: Sequence[int]) -> Take:
-    """A function that takes the values at some places of a sequence."""
-    return lambda values: tuple([values[place] for place in places])
 
 
 class Folding:
     """Runs the merged graph on weights folded from the call's own arguments."""
 
     def __init__(
-        self,
-        run: Run,
-        inputs: Take,
-        weights: Take,
-        numbers: Sequence[NumberInput],
-        folds: Folds,
-        unmerged: Run,
+        self, weights: Take, numbers: Sequence[NumberInput], folds: Folds[Call], unmerged: Run
     ) -> None:
-        """`inputs` and `weights` take their part of the arguments that the original graph takes."""
-        self._run = run
-        self._inputs = inputs
+        """`weights` takes them from the arguments that the original graph takes."""
         self._weights = weights
         self._numbers = numbers
         self._folds = folds
         self._unmerged = unmerged
 
     def __call__(self, *args: Any) -> Any:
-        folded = self._folds.get(self._weights(args))
-        if folded is None or not are_same(self._numbers, args):
+        call = self._folds.get(self._weights(args))
+        if call is None or (self._numbers and not are_same(self._numbers, args)):
             return self._unmerged(*args)
-        return self._run(*self._inputs(args), *folded)
+        return call.run(*call.inputs(args), *call.folded)
 
 
 class Frozen:
@@ -66,7 +49,9 @@ class Frozen:
         weights: Sequence[WeightInput],
         numbers: Sequence[NumberInput],
         state: State,
+        record: Record,
     ) -> None:
+        self._record = record
         self._run = run
         self._inputs = inputs
         self._weights = take([weight.index for weight in weights])
@@ -88,24 +73,3 @@ class Frozen:
             "or has been written since the model was compiled. Compile without freeze, or call "
             "torch._dynamo.reset() and compile again"
         )
-
-
-class Unmerged:
-    """The original graph, compiled when it is first called."""
-
-    def __init__(self, graph_module: GraphModule, inner: Inner) -> None:
-        self._graph_module = graph_module
-        self._inner = inner
-        self._run: Run | None = None
-        self._lock = Lock()
-
-    def __call__(self, *args: Any) -> Any:
-        if self._run is None:
-            with self._lock:
-                # Shapes may be others than when the merged graph was compiled: torch.compile knows.
-                # It does not compile the forward of a graph module of its own: hence a function.
-                graph_module = self._graph_module
-                self._run = torch.compile(
-                    lambda *given: graph_module(*given), backend=self._inner.compile
-                )
-        return self._run(*args)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from ctypes import Array, c_char
 from operator import attrgetter
 from threading import Lock
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 Tensors = tuple[Tensor, ...]
+T = TypeVar("T")
 # A fold pays when it serves so many calls. After so many in a row that did not, weights are folded
 # only when they have stayed what they are for as many calls.
 CALLS_TO_PAY = 16
@@ -36,12 +38,14 @@ class State:
         """`variances` are the places of those that batch-norms move."""
         self._identities = tuple(map(id, weights))
         self._addresses = tuple(map(_address, weights))
+        near = [place for place in variances if weights[place].is_cpu]
         by_value = by_value or any(weight.is_inference() for weight in weights)
+        by_value = by_value or not all(weights[place].is_contiguous() for place in near)
         self._copies = tuple(weight.clone() for weight in weights) if by_value else None
         self._versions = () if by_value else tuple(map(_version, weights))
-        near = [place for place in variances if weights[place].is_cpu]
         self._variances = () if by_value else tuple(near)
-        self._moved = self._joined(weights)
+        self._memory = [_memory(weights[place]) for place in self._variances]
+        self._moved = b"".join(self._memory)
 
     def holds(self, weights: Tensors) -> bool:
         """Whether the weights are the same ones still, with the same values."""
@@ -55,7 +59,8 @@ class State:
             return all(map(_same, self._copies, weights))
         if self._versions != tuple(map(_version, weights)):
             return False
-        return self._moved is None or _same(self._moved, self._joined(weights))
+        # Where the addresses are what they were, so is the memory.
+        return self._moved == b"".join(self._memory)
 
     def first_difference(self, weights: Tensors) -> int | None:
         """The place of the first weight that is not what it was, or None."""
@@ -73,20 +78,14 @@ class State:
                 return place
         return None if self.holds(weights) else self._variances[0]
 
-    def _joined(self, weights: Tensors) -> Tensor | None:
-        """The variances one behind the other: one comparison instead of many."""
-        if not self._variances:
-            return None
-        return torch.cat([weights[place] for place in self._variances])
 
-
-class _Fold:
-    """The folded weights of one model, and how many calls they have served.
+class _Fold(Generic[T]):
+    """What the weights of one model fold to, and how many calls it has served.
 
     While it waits there are none, and it counts for how many calls the weights have stayed.
     """
 
-    def __init__(self, state: State, folded: Tensors | None, waits: bool) -> None:
+    def __init__(self, state: State, folded: T | None, waits: bool) -> None:
         self.state = state
         self.folded = folded
         self.waits = waits
@@ -94,7 +93,7 @@ class _Fold:
         self.sources: list[weakref.ref[Tensor]] = []
 
 
-class Folds:
+class Folds(Generic[T]):
     """Folded weights by the identity of what they were folded from.
 
     There is one set for each living set of weights: that of dead or changed weights is dropped, so
@@ -102,24 +101,24 @@ class Folds:
     """
 
     def __init__(
-        self, fold: Callable[[Tensors], Tensors | None], state: Callable[[Tensors], State]
+        self, fold: Callable[[Tensors], T | None], state: Callable[[Tensors], State]
     ) -> None:
         """`fold` returns None for weights with which the merged graph does not work."""
         self._fold = fold
         self._state = state
-        self._folds: dict[tuple[int, ...], _Fold] = {}
+        self._folds: dict[tuple[int, ...], _Fold[T]] = {}
         self._lock = Lock()
         self._wasted = 0
 
     def __len__(self) -> int:
         return len(self._folds)
 
-    def put(self, weights: Tensors, folded: Tensors) -> None:
+    def put(self, weights: Tensors, folded: T) -> None:
         """Keep what was folded from the weights before."""
         with self._lock:
             self._keep(weights, _Fold(self._state(weights), folded, waits=False))
 
-    def get(self, weights: Tensors) -> Tensors | None:
+    def get(self, weights: Tensors) -> T | None:
         """What the weights fold to as they are now; None where the unmerged graph shall run."""
         found = self._folds.get(tuple(map(id, weights)))
         if found is not None and found.state.is_current(weights):
@@ -131,7 +130,7 @@ class Folds:
         with self._lock:
             return self._again(weights)
 
-    def _again(self, weights: Tensors) -> Tensors | None:
+    def _again(self, weights: Tensors) -> T | None:
         found = self._folds.get(tuple(map(id, weights)))
         rested = found is not None and found.state.is_current(weights)
         if found is not None and rested and not found.waits:  # another thread was faster
@@ -144,7 +143,7 @@ class Folds:
         self._keep(weights, _Fold(state, folded, waits))
         return folded
 
-    def _keep(self, weights: Tensors, fold: _Fold) -> None:
+    def _keep(self, weights: Tensors, fold: _Fold[T]) -> None:
         identities = tuple(map(id, weights))
         this, one = weakref.ref(self), weakref.ref(fold)  # no cycles, which would outlive weights
 
@@ -156,11 +155,16 @@ class Folds:
         fold.sources = [weakref.ref(weight, drop) for weight in weights]
         self._folds[identities] = fold
 
-    def _drop(self, identities: tuple[int, ...], fold: _Fold) -> None:
+    def _drop(self, identities: tuple[int, ...], fold: _Fold[T]) -> None:
         """Give up a fold whose weights have changed or died."""
         if self._folds.get(identities) is fold:
             del self._folds[identities]
             self._wasted += fold.calls < CALLS_TO_PAY and not fold.waits
+
+
+def _memory(weight: Tensor) -> Array[c_char]:
+    """The memory of a tensor of the host: a view, which lives no longer than the tensor's own."""
+    return (c_char * weight.nbytes).from_address(weight.data_ptr())
 
 
 def _same(copy: Tensor, weight: Tensor | None) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +13,21 @@ from torch.fx import GraphModule
 
 from fxreduce.dynamo.folds import Tensors
 from fxreduce.dynamo.lift import Lifted, lift
+from fxreduce.dynamo.reduction import Reduction, Removal
 from fxreduce.dynamo.template import Template
+from fxreduce.graph.count import count_affine
 from fxreduce.graph.recorder import RefusedRewrite
 from fxreduce.graph.rectifiers import find_sites
+from fxreduce.graph.values import name_values
 from fxreduce.operators.affine import for_any_values
 from fxreduce.operators.cost import CostModel
-from fxreduce.passes.base import Pass, run_pipeline
+from fxreduce.passes.base import PassResult, run_pipeline
 from fxreduce.passes.pipeline import PREPARE, fusion
+from fxreduce.report.report import Report, SiteRow
 
 # It leaves a module whose slices depend on the size of its input, which no list of functions is.
-_SIZED = frozenset({"fuse_padded"})
+SIZED = frozenset({"fuse_padded"})
+RUNG = "torch.compile"
 
 
 @dataclass(frozen=True)
@@ -31,12 +37,12 @@ class Merged:
     Attributes:
         lifted: the merged graph with the folded weights.
         modified: whether anything was removed or merged.
-        refusals: what was left undone.
+        report: what was removed, merged and refused.
     """
 
     lifted: Lifted
     modified: bool
-    refusals: tuple[RefusedRewrite, ...]
+    report: Report
 
 
 @dataclass(frozen=True)
@@ -47,13 +53,13 @@ class Merging:
         template: the graph.
         cost: decides which merges pay.
         disable: names of passes to skip.
-        removals: passes that remove rectifiers before.
+        removal: removes rectifiers before.
     """
 
     template: Template
     cost: CostModel
     disable: Collection[str] = ()
-    removals: tuple[Pass, ...] = ()
+    removal: Removal | None = None
 
     @torch.no_grad()
     def run(self, weights: Tensors) -> Merged:
@@ -68,21 +74,81 @@ class Merging:
             bound_to(self.template, weights) as (bound, aliases),
         ):
             find_sites(bound)  # names the sites while all of them are there
-            disable = {*self.disable, *_SIZED}
-            prepared = run_pipeline(bound, PREPARE, disable=disable)
-            removed = run_pipeline(prepared.graph_module, self.removals, disable=disable)
-            merged = run_pipeline(removed.graph_module, fusion(self.cost), disable=disable)
+            prepared = run_pipeline(bound, PREPARE, disable=self._disabled)
+            name_values(prepared.graph_module)
+            reduced = self._reduced(bound, prepared.graph_module)
             template = self.template
             names = {
                 id(value): (weight.node, weight.index)
                 for weight, value in zip(template.weights, aliases, strict=True)
             }
-            lifted = lift(merged.graph_module, template.inputs, names)
-            return Merged(
-                lifted,
-                removed.modified or merged.modified,
-                (*prepared.refusals, *removed.refusals, *merged.refusals),
+            lifted = lift(reduced.graph_module, template.inputs, names)
+            reduced = PassResult(
+                reduced.graph_module, reduced.edits, (*prepared.refusals, *reduced.refusals)
             )
+            said = report(bound, reduced)
+            if self.removal is not None:
+                said = self.removal.explain(said)
+            return Merged(lifted, reduced.modified, said)
+
+    @property
+    def _disabled(self) -> Collection[str]:
+        return {*self.disable, *SIZED}
+
+    def _reduced(self, bound: GraphModule, prepared: GraphModule) -> PassResult:
+        """The graph, reduced in the best way that fits, and merged."""
+        ways = [Reduction()] if self.removal is None else list(self.removal(bound))
+        refusals = ways[0].refusals
+        for way in ways:
+            pipeline = (*way.removal, *fusion(self.cost))
+            merged = run_pipeline(prepared, pipeline, disable=self._disabled)
+            fitted = run_pipeline(merged.graph_module, way.fit)
+            edits = (*merged.edits, *fitted.edits)
+            if not fitted.refusals:
+                break
+            refusals = (*refusals, *fitted.refusals)
+            refusal = fitted.refusals[0]
+            warnings.warn(
+                f"in a graph of torch.compile fitted weights are left out, as it merges in another "
+                f"way than the plan: {refusal.where}: {refusal.reason}",
+                stacklevel=2,
+            )
+        return PassResult(fitted.graph_module, edits, (*refusals, *merged.refusals))
+
+
+@torch.no_grad()
+def untouched(
+    template: Template,
+    weights: Tensors,
+    *,
+    refusals: tuple[RefusedRewrite, ...] = (),
+    decisions: tuple[str, ...] = (),
+) -> Report:
+    """The report of a graph that runs as it is."""
+    with bound_to(template, weights) as (bound, _):
+        said = report(bound, PassResult(bound, refusals=refusals))
+        return replace(said, decisions=decisions)
+
+
+def report(bound: GraphModule, reduced: PassResult) -> Report:
+    """What was done to a graph; its nodes know their shapes."""
+    kept = {site.name for site in find_sites(reduced.graph_module)}
+    before, after = count_affine(bound), count_affine(reduced.graph_module)
+    rows = [
+        SiteRow(site.name, site.rectifier.kind, site.name not in kept) for site in find_sites(bound)
+    ]
+    return Report(
+        rung=RUNG,
+        sites=tuple(rows),
+        removed=tuple(row.name for row in rows if row.removed),
+        refusals=tuple(dict.fromkeys(reduced.refusals)),
+        decisions=(),
+        operators_before=before.operators,
+        operators_after=after.operators,
+        macs_before=before.multiply_adds,
+        macs_after=after.multiply_adds,
+        max_error=None,
+    )
 
 
 @contextmanager

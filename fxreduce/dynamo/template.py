@@ -14,6 +14,7 @@ from fxreduce.dynamo.numbers import NumberInput
 from fxreduce.dynamo.weights import WeightInput, module_name
 from fxreduce.graph.nodes import SHAPE, attribute
 from fxreduce.graph.setting import example_size
+from fxreduce.graph.values import NUMBER
 
 _STACK = "nn_module_stack"
 
@@ -77,7 +78,10 @@ class Template:
 def _facts(node: Node) -> dict[str, Any]:
     """What passes may know of a node: nothing that keeps example values or weights alive."""
     facts: dict[str, Any] = {}
-    shape = getattr(node.meta.get("example_value"), "shape", None)
+    value = node.meta.get("example_value")
+    if node.op == "placeholder" and not isinstance(value, Tensor):
+        facts[NUMBER] = True
+    shape = getattr(value, "shape", None)
     if shape is not None:
         # Passes hold for every size; symbols would be specialised by looking at them.
         facts[SHAPE] = tuple(map(example_size, shape))

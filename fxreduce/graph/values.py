@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
+from typing import Any
 
 from torch.fx import GraphModule, Node
 
+from fxreduce.graph.nodes import module_path, operation
+
 VALUE = "fxreduce.value"  # node.meta key: the name of the node's value
+NUMBER = "fxreduce.number"  # node.meta key of inputs that torch.compile adds: sizes and the like
 
 
 def name_values(graph_module: GraphModule) -> None:
-    """Write on each node the name of its value.
+    """Write on each node the name of its value, the same whatever captured the graph.
 
-    It is the path of the module that computes it, or of the weight that does, so that it is the
-    same whatever captured the graph; later calls under one name get `#1`, `#2`, ... A value without
-    weights has its node's name.
+    It is the path of the module that computes it, or of the weight that does, or the path of the
+    module around it and the operation; later values under one name get `#1`, `#2`, ... An input is
+    named by its place among the tensors.
     """
     calls: Counter[str] = Counter()
     for node in graph_module.graph.nodes:
@@ -47,9 +51,21 @@ def crosses(end: Node, start: str | None, wanted: Collection[Node]) -> bool:
 
 
 def _path(node: Node) -> str:
-    if node.op == "call_module":
+    if node.op in ("call_module", "get_attr"):
         return str(node.target)
+    if node.op == "placeholder":
+        return "number" if NUMBER in node.meta else "input"
     weights = [given for given in node.all_input_nodes if given.op == "get_attr"]
-    if node.op != "call_function" or not weights:
-        return node.name
-    return str(weights[0].target).rpartition(".")[0] or node.name
+    if weights and (path := str(weights[0].target).rpartition(".")[0]):
+        return path
+    path, kind = module_path(node)
+    if path and _is_leaf(kind):
+        return path
+    name = (operation(node) or node.name).rstrip("_")
+    return f"{path}.{name}" if path else name
+
+
+def _is_leaf(kind: Any) -> bool:
+    """Whether a symbolic trace calls modules of the class, given it or its name, as a whole."""
+    name = f"{kind.__module__}.{kind.__qualname__}" if isinstance(kind, type) else str(kind)
+    return name.startswith("torch.nn.")

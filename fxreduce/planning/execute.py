@@ -40,7 +40,7 @@ class Decisions:
         maps: the affine maps that take the place of some of them.
         cropped: the values of convolutions to merge approximately, see
             `fxreduce.passes.crop_kernels`.
-        weights: fitted weights of merged operators, see `fxreduce.passes.refit.Refit`.
+        weights, reads: fitted weights of merged operators, see `fxreduce.passes.refit.Refit`.
         entropies: entropies in bits, by site.
         lines: what was decided and why.
         refusals: what was refused before.
@@ -51,6 +51,7 @@ class Decisions:
     maps: Mapping[str, ScaleShift] = field(default_factory=dict)
     cropped: tuple[str, ...] = ()
     weights: Mapping[str, Tensor] = field(default_factory=dict)
+    reads: Mapping[str, str] = field(default_factory=dict)
     entropies: Mapping[str, float] = field(default_factory=dict)
     lines: tuple[str, ...] = ()
     refusals: tuple[RefusedRewrite, ...] = ()
@@ -100,7 +101,7 @@ def execute(
     merged = merge(unmerged.graph_module, decisions.cost, example, disable=disable, check=check)
     refit = PassResult(merged.graph_module)
     if decisions.weights:
-        refit = Refit(decisions.weights).run(merged.graph_module)
+        refit = Refit(decisions.weights, decisions.reads).run(merged.graph_module)
     kept = {site.name for site in find_sites(refit.graph_module)}
     before, after = count_affine(graph_module), count_affine(refit.graph_module)
     refusals = (

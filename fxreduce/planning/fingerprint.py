@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ctypes import string_at
 from hashlib import sha256
 from operator import itemgetter
@@ -60,9 +60,16 @@ def require_same(expected: Fingerprint, seen: Fingerprint) -> None:
 
 def digest(graph_module: GraphModule) -> str:
     """A hash of the weights and statistics that are used, the same whatever captured the graph."""
+    return digest_of(_used_tensors(graph_module))
+
+
+def digest_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """A hash of tensors by name, of those in floating point."""
     found = sha256()
-    for name, tensor in sorted(_used_tensors(graph_module), key=itemgetter(0)):
-        if tensor.is_floating_point():
+    seen = set[int]()  # tied weights count once, as do those of modules that are called twice
+    for name, tensor in sorted(tensors, key=itemgetter(0)):
+        if tensor.is_floating_point() and id(tensor) not in seen:
+            seen.add(id(tensor))
             whole = tensor.detach().cpu().contiguous()
             found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             found.update(string_at(whole.data_ptr(), whole.numel() * whole.element_size()))

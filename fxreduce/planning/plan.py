@@ -9,7 +9,6 @@ from math import isfinite
 from os import PathLike
 from pathlib import Path
 from typing import Any
-from warnings import warn
 
 import torch
 from torch import Tensor
@@ -28,7 +27,7 @@ from fxreduce.planning.example import InputSpec, TensorSpec, learn_shapes
 from fxreduce.planning.execute import Decisions, execute
 from fxreduce.planning.fingerprint import Fingerprint, digest, fingerprint, require_same
 from fxreduce.planning.regions import Region
-from fxreduce.planning.removal import PlannedRemoval
+from fxreduce.planning.removal import NOT_FITTED, PlannedRemoval
 from fxreduce.planning.weights_file import SUFFIX, load_weights, save_weights
 
 SCHEMA = 3
@@ -59,6 +58,7 @@ class Plan:
         cropped: the values of convolutions that are merged approximately, see
             `fxreduce.passes.crop_kernels`.
         weights: for "refit", the fitted weights of operators, see `fxreduce.passes.refit.Refit`.
+        reads: the value that each fitted operator reads, by name.
         maps_replaced: whether the fitted weights make up for the maps, which then serve only where
             the weights do not.
         fitted_to: a hash of the model's weights, which alone the fitted weights go with.
@@ -81,6 +81,7 @@ class Plan:
     maps: Mapping[str, ScaleShift] = field(default_factory=dict, repr=False)
     cropped: tuple[str, ...] = ()
     weights: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    reads: Mapping[str, str] = field(default_factory=dict, repr=False)
     maps_replaced: bool = False
     fitted_to: str = ""
     refusals: tuple[RefusedRewrite, ...] = ()
@@ -107,6 +108,7 @@ class Plan:
             {} if self.maps_replaced else self.maps,
             self.cropped,
             self.weights,
+            self.reads,
             self.entropies,
             tuple(lines),
             self.refusals,
@@ -137,11 +139,7 @@ class Plan:
             example = learn_shapes(graph_module, random.batch, random.forward)
         decisions = self.decisions
         if self.weights and digest(graph_module) != self.fitted_to:
-            reason = (
-                "the fitted weights are left out, as the model's weights are not those that they "
-                "were fitted to; make a new plan to refit these"
-            )
-            refusal = RefusedRewrite("the whole graph", reason, Refit.name)
+            refusal = RefusedRewrite("the whole graph", NOT_FITTED, Refit.name)
             refusals = (*decisions.refusals, refusal)
             decisions = replace(
                 decisions, maps=self.maps, cropped=(), weights={}, refusals=refusals
@@ -161,19 +159,13 @@ class Plan:
         """A backend for torch.compile that removes the plan's rectifiers, then merges.
 
         A graph of another architecture, as graph breaks leave parts of the model, keeps all its
-        rectifiers; a warning names the first difference. Fitted weights are left out, as a compiled
-        graph takes the weights of each call; the affine maps of the sites serve instead, and a
-        warning says so. `torch.compile(plan.apply(model))` has the fitted weights.
+        rectifiers; a warning names the first difference. Fitted weights serve models whose weights
+        are those that they were fitted to. For others, and where a graph merges in another way than
+        the plan's, the affine maps of the sites serve instead, and a warning says so.
 
         Args:
             inner, disable, freeze, by_value, mode, options: see `fxreduce.backend`.
         """
-        if self.weights:
-            warn(
-                "the plan's fitted weights are left out under torch.compile, which takes those of "
-                "each call; for them use torch.compile(plan.apply(model))",
-                stacklevel=2,
-            )
         return Backend.of(
             inner,
             cost=self.cost,
@@ -182,8 +174,13 @@ class Plan:
             by_value=by_value,
             mode=mode,
             options=options,
-            removal=PlannedRemoval.of(self.sites, self.maps, self.architecture),
+            removal=self.removal,
         )
+
+    @property
+    def removal(self) -> PlannedRemoval:
+        """The plan as what graphs of torch.compile are reduced by."""
+        return PlannedRemoval.of(self.decisions, self.maps, self.architecture, self.fitted_to)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the plan as JSON, atomically; fitted weights go to a safetensors file beside it.
@@ -268,6 +265,7 @@ def _decode(content: dict[str, Any]) -> dict[str, Any]:
         ),
         "regions": tuple(tuple(region) for region in content["regions"]),
         "compensate": content["compensate"],
+        "reads": content["reads"],
         "maps_replaced": content["maps_replaced"],
         "cropped": tuple(content["cropped"]),
         "fitted_to": content["fitted_to"],

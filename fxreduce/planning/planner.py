@@ -147,13 +147,15 @@ def make_plan(
     """
     search = _Search.begin(graph_module, calibration, example, options)
     stopped = search.run()
-    steps, replaced, weights = tuple(search.steps), False, dict[str, Tensor]()
+    steps, replaced = tuple(search.steps), False
+    weights, reads = dict[str, Tensor](), dict[str, str]()
     cropped: tuple[str, ...] = ()
     lines: tuple[str, ...] = (stopped,)
     if options.compensate == "refit":
         settled = search.settle(example)
         steps = tuple(step for step in steps if step.site in settled.sites)
-        lines, weights = (stopped, *settled.lines), dict(settled.weights)
+        lines = (stopped, *settled.lines)
+        weights, reads = dict(settled.weights), dict(settled.reads)
         replaced, cropped = not settled.maps, settled.cropped
     return Plan(
         steps=steps,
@@ -167,6 +169,7 @@ def make_plan(
         maps_replaced=replaced,
         cropped=cropped,
         weights=weights,
+        reads=reads,
         fitted_to=digest(graph_module) if weights else "",
         refusals=tuple(search.refusals),
         inputs=InputSpec.of(example),

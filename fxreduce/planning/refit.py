@@ -66,6 +66,17 @@ class Refitted:
     unexplained: Mapping[str, float]
     refusals: tuple[RefusedRewrite, ...]
 
+    @property
+    def reads(self) -> dict[str, str]:
+        """The name of the value that each fitted operator reads."""
+        named = by_value(self.graph_module)
+        calls = {value: fittable(self.graph_module, named[value]) for value in self.weights}
+        return {
+            value: call.input.meta.get(VALUE, "")
+            for value, call in calls.items()
+            if isinstance(call, AffineCall)
+        }
+
 
 @dataclass(frozen=True)
 class _Place:

@@ -45,7 +45,7 @@ class Settled:
         sites: their names, in order.
         maps: of each site that is not replaced by the identity, what takes its place.
         cropped: the values of convolutions to crop, see `fxreduce.passes.crop_kernels`.
-        weights: the fitted weights, see `fxreduce.passes.refit.Refit`.
+        weights, reads: the fitted weights, see `fxreduce.passes.refit.Refit`.
         lines: what fitting did.
         refusals: removals that the judge refused, and operators that could not be fitted.
     """
@@ -54,6 +54,7 @@ class Settled:
     maps: Mapping[str, ScaleShift]
     cropped: tuple[str, ...]
     weights: Mapping[str, Tensor]
+    reads: Mapping[str, str]
     lines: tuple[str, ...]
     refusals: tuple[RefusedRewrite, ...]
 
@@ -100,7 +101,7 @@ class Settling:
             rest = rest[count + 1 :]
         refusals += [_refusal(sites, "removals before it used up the budget") for sites in rest]
         if not kept:
-            return Settled((), {}, (), {}, (), tuple(refusals))
+            return Settled((), {}, (), {}, {}, (), tuple(refusals))
         names = list(chain.from_iterable(kept))
         best = self._refitted(names)
         if self.judge.after(best.fitted.graph_module) is not None:
@@ -112,6 +113,7 @@ class Settling:
             best.maps,
             tuple(best.cropped),
             fitted.weights,
+            fitted.reads,
             _lines(best),
             tuple(refusals),
         )

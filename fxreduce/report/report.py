@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-from torch.fx import GraphModule
-
-from fxreduce.errors import UnsupportedError
 from fxreduce.graph.recorder import RefusedRewrite
 from fxreduce.report.table import table
 
@@ -90,16 +87,7 @@ class Report:
         return ", ".join(figures) + f" (captured by {self.rung})"
 
 
-def report(graph_module: GraphModule) -> Report:
-    """The report of a graph module that fxreduce made.
-
-    Raises:
-        UnsupportedError: the module was not made by fxreduce, or was pickled since.
-    """
+def report_of(graph_module: object) -> Report | None:
+    """The report that a graph module carries."""
     found = getattr(graph_module, "meta", {}).get(REPORT)
-    if not isinstance(found, Report):
-        raise UnsupportedError(
-            "a report belongs to what fxreduce.apply, fuse or plan.apply returned; "
-            f"{type(graph_module).__name__} has none"
-        )
-    return found
+    return found if isinstance(found, Report) else None

@@ -18,9 +18,9 @@ def _nothing_compiled() -> Iterator[None]:
     _dynamo.reset()
 
 
-@pytest.fixture(params=["eager", "aot_eager"])
+@pytest.fixture(params=["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.zoo)])
 def inner(request: pytest.FixtureRequest) -> Inner:
-    """An inner backend that counts, without and with AOTAutograd."""
+    """An inner backend that counts: without AOTAutograd, with it, and the one that is used."""
     return Inner(request.param)
 
 

@@ -123,7 +123,9 @@ def test_a_copy_of_a_compiled_model_has_weights_of_its_own(inner: Inner) -> None
     copy = deepcopy(compiled)
     multiply_in_place(copy)
     assert_close(before, compiled(x))
+    assert_close(copy._orig_mod(x), copy(x))
     assert (copy(x) - before).abs().max() > 1e-3
+    assert inner.compilations == 1
 
 
 def test_weights_made_in_inference_mode_are_compared_by_value(inner: Inner) -> None:

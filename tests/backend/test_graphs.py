@@ -224,3 +224,18 @@ def test_tied_weights_are_one_input(inner: Inner) -> None:
         assert_close(model(x), compiled(x))
         model.first.weight.mul_(2)
     assert inner.calls()["linear"] == 1
+
+
+def test_a_compiled_model_inside_a_compiled_function_is_one_graph(inner: Inner) -> None:
+    model, x = network(), image()
+    compiled = torch.compile(model, backend=fxreduce.backend(inner))
+
+    @torch.compile(backend=fxreduce.backend(inner))
+    def twice(x: Tensor) -> Tensor:
+        return compiled(x) * 2
+
+    for _ in range(2):
+        assert_close(model(x) * 2, twice(x))
+        model.head.weight.mul_(1.5)
+    assert inner.compilations == 1
+    assert inner.calls()["batch_norm"] == 0

@@ -110,19 +110,3 @@ def test_a_frozen_plan(inner: Inner) -> None:
     model.head.weight.mul_(2)
     with pytest.raises(fxreduce.WeightsChangedError, match=r"head\.weight"):
         compiled(x)
-
-
-def test_fitted_weights_are_left_out_with_a_warning_and_the_maps_serve(inner: Inner) -> None:
-    model, batches = seeded(Residual), images(32, 32, 32, 32)
-    analysis = fxreduce.analyze(model, batches, progress=False)
-    plans = {each: analysis.plan(budget=2, compensate=each) for each in ("channel", "refit")}
-    assert plans["refit"].weights
-    with pytest.warns(UserWarning, match=r"torch\.compile\(plan\.apply\(model\)\)"):
-        backend = plans["refit"].backend(inner)
-    channel = plans["channel"].apply(model)
-    assert_close(channel(batches[0]), torch.compile(model, backend=backend)(batches[0]), 1e-4)
-    assert_close(
-        plans["refit"].apply(model)(batches[0]),
-        torch.compile(plans["refit"].apply(model), backend="eager")(batches[0]),
-        1e-5,
-    )

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 import fxreduce
 from fxreduce.dynamo import folds
 from fxreduce.dynamo.folds import Folds, State
+from fxreduce.dynamo.variants import Call
 from tests.backend.compiling import Inner, image, network
 from tests.checks import assert_close
 
 
-def test_threads_with_models_of_their_own_share_a_compilation() -> None:
-    inner, x = Inner(), image()
+def test_threads_with_models_of_their_own_share_a_compilation(inner: Inner) -> None:
+    x = image()
     models = [network() for _ in range(4)]
     with torch.no_grad():
         expected = [model(x) for model in models]
@@ -65,8 +66,8 @@ def folded_memory(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Tensor]]:
     made: list[weakref.ref[Tensor]] = []
     keep = Folds._keep
 
-    def noting(self: Folds, weights: folds.Tensors, fold: folds._Fold) -> None:
-        made.extend(weakref.ref(each) for each in fold.folded or ())
+    def noting(self: Folds[Call], weights: folds.Tensors, fold: folds._Fold[Call]) -> None:
+        made.extend(weakref.ref(each) for each in (fold.folded.folded if fold.folded else ()))
         keep(self, weights, fold)
 
     monkeypatch.setattr(Folds, "_keep", noting)

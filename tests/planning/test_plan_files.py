@@ -48,7 +48,7 @@ def test_a_saved_plan_is_loaded_unchanged(plan: fxreduce.Plan, tmp_path: Path) -
     loaded = fxreduce.Plan.load(str(path))
     for name in (
         "steps", "sites", "regions", "compensate", "stopped", "entropies", "architecture",
-        "refusals", "inputs", "cost",
+        "refusals", "inputs", "cost", "reads",
     ):  # fmt: skip
         assert getattr(loaded, name) == getattr(plan, name), name
     assert list(loaded.maps) == list(plan.maps)
@@ -171,7 +171,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         (b"[]", r'a plan has "schema": 3, this file has None\. Make it again'),
         (b"{}", r'a plan has "schema": 3, this file has None'),
         (b'{"schema": 0}', r'a plan has "schema": 3, this file has 0\. Make it again with fxredu'),
-        (b'{"schema": 2}', r'a plan has "schema": 3, this file has 2'),
+        (b'{"schema": 4}', r'a plan has "schema": 3, this file has 4'),
         (b'{"schema": 3}', r"is a damaged plan: .*\. Make it again"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule
 
 import fxreduce
@@ -18,30 +18,9 @@ from fxreduce.calibration.loader import Loader
 from fxreduce.planning import refit as refitting
 from fxreduce.planning.planner import HELD_OUT_EVERY
 from fxreduce.planning.refit import output_error
-from tests.models import Residual, Small, images, seeded, snapshot
+from tests.models import Inverted, Residual, Small, images, seeded, snapshot
 
 BATCHES = images(32, 32, 32, 32, 32, 32)
-
-
-class Inverted(nn.Module):
-    """Expand, depthwise, project, with a skip, and tokens through an MLP behind it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.expand = nn.Sequential(nn.Conv2d(3, 12, 1), nn.BatchNorm2d(12), nn.ReLU6())
-        self.depth = nn.Sequential(
-            nn.Conv2d(12, 12, 3, padding=1, groups=12), nn.BatchNorm2d(12), nn.ReLU6()
-        )
-        self.project = nn.Conv2d(12, 3, 1)
-        self.norm = nn.LayerNorm(3)
-        self.mlp = nn.Sequential(nn.Linear(3, 8), nn.GELU(), nn.Linear(8, 3))
-        self.head = nn.Linear(3, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.project(self.depth(self.expand(x)))
-        tokens = x.flatten(2).transpose(1, 2)
-        tokens = tokens + self.mlp(self.norm(tokens))
-        return self.head(tokens.mean(1))
 
 
 def reduced(model: nn.Module, compensate: str, **options: object) -> GraphModule:

@@ -1,0 +1,49 @@
+"""The report of a compiled model: what was done with each of its graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from fxreduce.report.report import Report
+
+
+@dataclass(frozen=True)
+class CompiledReport(Report):
+    """What was done with the graphs of torch.compile, all of them together.
+
+    Attributes:
+        graphs: the report of each graph. A graph break makes two, and so do other sizes of inputs
+            that torch.compile compiles for anew.
+    """
+
+    graphs: tuple[Report, ...] = ()
+
+    @classmethod
+    def of(cls, graphs: Sequence[Report]) -> CompiledReport:
+        """The reports of several graphs as one."""
+        return cls(
+            rung=graphs[0].rung,
+            sites=tuple(chain.from_iterable(each.sites for each in graphs)),
+            removed=tuple(chain.from_iterable(each.removed for each in graphs)),
+            refusals=tuple(chain.from_iterable(each.refusals for each in graphs)),
+            decisions=tuple(chain.from_iterable(each.decisions for each in graphs)),
+            operators_before=sum(each.operators_before for each in graphs),
+            operators_after=sum(each.operators_after for each in graphs),
+            macs_before=_sum(each.macs_before for each in graphs),
+            macs_after=_sum(each.macs_after for each in graphs),
+            max_error=None,
+            graphs=tuple(graphs),
+        )
+
+    def __str__(self) -> str:
+        if len(self.graphs) == 1:
+            return str(self.graphs[0])
+        parts = [f"graph {number}: {each}" for number, each in enumerate(self.graphs, 1)]
+        return "\n\n".join([f"{len(self.graphs)} graphs: {self.summary()}", *parts])
+
+
+def _sum(values: Iterable[int | None]) -> int | None:
+    known = list(values)
+    return None if None in known else sum(each for each in known if each is not None)
