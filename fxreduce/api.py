@@ -9,11 +9,12 @@ import torch
 from torch.fx import GraphModule
 
 from fxreduce.analysis import Analysis
-from fxreduce.calibration.batches import Calibration, Forward
+from fxreduce.calibration.arguments import call_arguments
+from fxreduce.calibration.batches import Calibration, DefaultForward, Forward, device_of, to_device
 from fxreduce.calibration.loader import Loader
 from fxreduce.calibration.statistics import require_variant
 from fxreduce.errors import CaptureError, PlanError, UnsupportedError
-from fxreduce.graph.capture import Model, capture
+from fxreduce.graph.capture import Model, as_module, capture
 from fxreduce.graph.rectifiers import find_sites
 from fxreduce.graph.shapes import call
 from fxreduce.operators.affine import ScaleShift
@@ -22,7 +23,7 @@ from fxreduce.passes.base import run_pipeline
 from fxreduce.passes.linearise import Linearise
 from fxreduce.passes.pipeline import PREPARE, as_disabled
 from fxreduce.planning.budgets import Budget
-from fxreduce.planning.example import Example, learn_shapes
+from fxreduce.planning.example import Example, head, learn_shapes
 from fxreduce.planning.execute import Decisions, execute
 from fxreduce.planning.measure import measure
 from fxreduce.planning.planner import LOCAL, Options, make_plan, require_compensation
@@ -200,7 +201,7 @@ def _prepare(
     progress: bool | None,
 ) -> tuple[GraphModule, Calibration, Example]:
     """Capture the model, and learn its shapes from the first batch."""
-    graph_module = capture(model)
+    graph_module = _capture(model, loader, forward)
     if device is not None:
         graph_module = graph_module.to(device)
     calibration = Calibration.of(graph_module, loader, forward, progress)
@@ -211,6 +212,25 @@ def _prepare(
         calibration.run(graph_module, 0, batch)  # raises, naming batch and shapes
         raise
     return graph_module, calibration, example
+
+
+def _capture(model: Model, loader: Loader, forward: Forward | None) -> GraphModule:
+    """Capture the model with the first batch, or a few samples of it, as example inputs."""
+    module = as_module(model)
+    batch = to_device(loader.first(), device_of(module))
+    run = forward or DefaultForward.of(module)
+    failed: CaptureError | None = None
+    for inputs in (head(batch), batch):
+        try:
+            return capture(model, call_arguments(run, inputs))
+        except CaptureError as error:
+            failed = error
+        except Exception:
+            break  # the forward or the loader does not fit, which the first run tells in full
+    try:
+        return capture(model)  # the batch does not fit, which the first run on it tells in full
+    except CaptureError as error:
+        raise failed or error from error
 
 
 def _require_sites(names: Iterable[str], known: Iterable[str], owner: str) -> None:

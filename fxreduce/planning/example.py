@@ -83,7 +83,7 @@ def learn_shapes(graph_module: GraphModule, batch: Any, forward: Forward) -> Exa
         CaptureError: the graph does not run on the batch.
     """
     if isinstance(forward, DefaultForward):
-        small = Example(_head(batch), forward)
+        small = Example(head(batch), forward)
         try:
             propagate_shapes(graph_module, small.run)
         except CaptureError:
@@ -95,7 +95,8 @@ def learn_shapes(graph_module: GraphModule, batch: Any, forward: Forward) -> Exa
     return whole
 
 
-def _head(batch: Any) -> Any:
+def head(batch: Any) -> Any:
+    """A few samples of a batch."""
     return pytree.tree_map_only(Tensor, lambda t: t[:SAMPLES] if t.dim() else t, batch)
 
 

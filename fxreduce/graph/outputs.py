@@ -1,0 +1,31 @@
+"""Outputs of a model's own types, made known to torch, which finds the tensors in them then."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import is_dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+
+def leaves_of(output: Any) -> tuple[list[str], list[Any]]:
+    """The values of an output, and where in it each one lies; dataclasses are looked into.
+
+    Places are compared, not containers: a graph returns dictionaries of a class of its own.
+    """
+    make_known(output)
+    pairs, _ = pytree.tree_flatten_with_path(output)
+    return [f"output{pytree.keystr(path)}" for path, _ in pairs], [leaf for _, leaf in pairs]
+
+
+def make_known(output: Any) -> None:
+    """Let torch look into the dataclasses of an output, and into the caches of transformers."""
+    transformers = sys.modules.get("transformers")
+    if transformers is not None and not isinstance(output, torch.Tensor):
+        transformers.integrations.executorch.register_dynamic_cache_export_support()
+    for leaf in pytree.tree_leaves(output):
+        if is_dataclass(leaf) and not isinstance(leaf, type):
+            torch.export.register_dataclass(type(leaf))
+            make_known(leaf)
