@@ -130,7 +130,10 @@ class DefaultForward:
             optional = {str(node.target).lstrip("*"): bool(node.args) for node in inputs}
         else:
             found = parameters(module).items()
-            optional = {name: each.default is not each.empty for name, each in found}
+            optional = {
+                name: each.default is not each.empty or each.kind is each.KEYWORD_ONLY
+                for name, each in found
+            }
         names = (name for name, may_lack in optional.items() if not (may_lack and "label" in name))
         required = sum(not may_lack for may_lack in optional.values())
         return cls(tuple(names), max(required, 1))

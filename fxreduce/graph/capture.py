@@ -20,6 +20,7 @@ from fxreduce.graph.outputs import make_known
 from fxreduce.graph.rectifiers import find_sites
 from fxreduce.graph.shapes import call, copied, propagate_shapes
 from fxreduce.graph.signature import Arguments
+from fxreduce.graph.state import kept_state
 from fxreduce.graph.trace import holds_rectifiers, trace, trace_leaves
 from fxreduce.graph.unwrap import copy_unwrapped, unwrap, wrappers
 
@@ -191,13 +192,9 @@ def _require_equal(graph_module: GraphModule, given: Arguments, expected: Any) -
 
 def _output(module: nn.Module, given: Arguments) -> Any:
     """The module's output on a copy of the inputs; its buffers stay as they are."""
-    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    with torch.random.fork_rng(), torch.no_grad():
+    with torch.random.fork_rng(), torch.no_grad(), kept_state(module):
         torch.manual_seed(0)
-        output = copied(call(module, given))  # it may share memory with a buffer
-        for buffer, value in before:
-            buffer.copy_(value)
-    return output
+        return copied(call(module, given))  # it may share memory with a buffer
 
 
 def _hooked(model: Model, graph_module: GraphModule) -> tuple[str, ...]:

@@ -21,7 +21,14 @@ from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from fxreduce.errors import CaptureError
-from fxreduce.graph.signature import Arguments, checks, constants, is_constant, parameters
+from fxreduce.graph.signature import (
+    Arguments,
+    checks,
+    constants,
+    is_constant,
+    parameters,
+    require_defaults,
+)
 
 _STACK = "nn_module_stack"
 
@@ -134,6 +141,7 @@ def _restore_signature(graph_module: GraphModule, model: nn.Module, given: Argum
                     leaf.replace_all_uses_with(_read(graph, inputs[name], path))
     for leaf in flat:
         graph.erase_node(leaf)
+    require_defaults(graph)
 
 
 def _by_name(bound: inspect.BoundArguments) -> Iterator[tuple[str, Any]]:
@@ -158,9 +166,7 @@ def _parameters(model: nn.Module, values: dict[str, Any]) -> dict[str, tuple[Any
         default = known[name].default if has_default else None
         if name not in values and not is_constant(default):
             continue  # a graph cannot hold it, and does not need it
-        # Behind an input with a default, Python wants all to have one.
-        open_ended = has_default or any(found.values())
-        found[name] = (default if is_constant(default) else None,) if open_ended else ()
+        found[name] = (default if is_constant(default) else None,) if has_default else ()
     return found
 
 

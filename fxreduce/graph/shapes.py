@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from fxreduce.errors import CaptureError, first_line
 from fxreduce.graph.nodes import SHAPE
 from fxreduce.graph.signature import Arguments
+from fxreduce.graph.state import kept_state
 
 
 def call(module: nn.Module, inputs: Any) -> Any:
@@ -82,7 +83,7 @@ def propagate_shapes(graph_module: GraphModule, run: Callable[[nn.Module], Any])
     """
     interpreted = _Interpreted(graph_module)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), kept_state(graph_module):
             run(interpreted)
     except Exception as error:  # whatever the graph's own operators raise
         raise CaptureError(

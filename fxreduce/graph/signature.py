@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, dtype, nn
-from torch.fx import Proxy
+from torch.fx import Graph, Proxy
 from torch.utils import _pytree as pytree
 
 from fxreduce.errors import CaptureError, first_line
@@ -84,11 +84,23 @@ def constants(
 
 def checks(module: nn.Module, fixed: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
     """What a graph checks of its optional inputs: a function, the input's name, more arguments."""
-    for name, default in _defaults(module).items():
+    optional = False
+    for name, each in parameters(module).items():
+        lacks_default = each.default is each.empty
         if name in fixed:
             yield require_value, name, fixed[name], name
-        elif default is None:
+        elif each.default is None or (lacks_default and optional):
             yield require_given, name, name
+        optional |= not lacks_default
+
+
+def require_defaults(graph: Graph) -> None:
+    """Give inputs behind one that has a default one too, as Python wants it: None."""
+    optional = False
+    for node in graph.find_nodes(op="placeholder"):
+        if optional and not node.args and not str(node.target).startswith("*"):
+            node.args = (None,)
+        optional |= bool(node.args)
 
 
 def is_constant(value: Any) -> bool:

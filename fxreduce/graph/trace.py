@@ -13,7 +13,8 @@ from fxreduce.errors import CaptureError
 from fxreduce.graph.border_corrected import BorderCorrectedConv
 from fxreduce.graph.export import Rebuild
 from fxreduce.graph.rectifiers import is_rectifier_module
-from fxreduce.graph.signature import Arguments, checks, constants
+from fxreduce.graph.signature import Arguments, checks, constants, require_defaults
+from fxreduce.graph.state import kept_state
 
 # Modules of torch that hold rectifiers, some of them as functions.
 _HOLDS_RECTIFIERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
@@ -110,7 +111,7 @@ def _trace(
     without_numbers = constants(model, given, numbers=False)
 
     def run(known: Mapping[str, Any]) -> Graph:
-        return _Tracer(leaves, functions, known, checks(model, known)).trace(model)
+        return _graph(model, _Tracer(leaves, functions, known, checks(model, known)))
 
     try:
         graph = run(without_numbers)
@@ -118,4 +119,22 @@ def _trace(
         if fixed == without_numbers:
             raise
         graph = run(fixed)
+    require_defaults(graph)
     return GraphModule(model, graph, type(model).__name__)
+
+
+def _graph(model: nn.Module, tracer: Tracer) -> Graph:
+    """The trace; buffers are values of the graph only where the model writes them.
+
+    Otherwise what is computed from buffers alone is a constant.
+    """
+    with kept_state(model) as written:
+        graph = tracer.trace(model)
+    if not written:
+        return graph
+    tracer.proxy_buffer_attributes = True
+    with kept_state(model) as written:
+        graph = tracer.trace(model)
+    if written:
+        raise CaptureError(f"tracing writes the buffer {written[0]}, the graph would not")
+    return graph
