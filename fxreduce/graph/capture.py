@@ -13,8 +13,9 @@ from torch.fx import GraphModule
 
 from fxreduce.errors import CaptureError, first_line
 from fxreduce.graph.compare import difference, model_dtype, tolerance
+from fxreduce.graph.composites import compose_rectifiers
 from fxreduce.graph.eval_mode import refuse_training, require_eval
-from fxreduce.graph.export import trace_export
+from fxreduce.graph.export import BOUND, trace_export
 from fxreduce.graph.nodes import has_hooks
 from fxreduce.graph.outputs import make_known
 from fxreduce.graph.rectifiers import find_sites
@@ -43,6 +44,7 @@ class CaptureRecord:
         hooked: modules whose forward hooks tracing leaves behind.
         whole: modules that are called as a whole, so that the rectifiers inside are not seen.
         unwrapped: wrappers that were left out: the name of each in the model and its class.
+        bound: which sizes of the example inputs the graph is bound to, and why, if it is.
     """
 
     rung: str
@@ -50,6 +52,7 @@ class CaptureRecord:
     hooked: tuple[str, ...] = ()
     whole: tuple[str, ...] = ()
     unwrapped: tuple[tuple[str, str], ...] = ()
+    bound: str | None = None
 
 
 def capture(model: Model, example_inputs: Any = None) -> GraphModule:
@@ -75,6 +78,7 @@ def capture(model: Model, example_inputs: Any = None) -> GraphModule:
         graph_module, record = _climb(model, given)
     record = replace(record, hooked=_hooked(model, graph_module))
     refuse_training(graph_module)  # a function may have been told to train all the same
+    compose_rectifiers(graph_module)
     find_sites(graph_module)  # names the sites while all of them are there
     graph_module.meta[_CAPTURE] = record
     if given is not None:
@@ -99,6 +103,7 @@ def notes(graph_module: GraphModule) -> tuple[str, ...]:
             "torch.export may show them"
             for name in record.whole
         ),
+        *((record.bound,) if record.bound else ()),
         *(
             f"forward hooks of {name or 'the model itself'} are not part of the graph and do not "
             "run"
@@ -152,7 +157,8 @@ def _climb(model: Model, given: Arguments | None) -> tuple[GraphModule, CaptureR
             failed.append((rung, first_line(error)))
             continue
         whole = holds_rectifiers(graph_module)
-        record = CaptureRecord(rung, tuple(failed), whole=whole, unwrapped=unwrapped)
+        bound = graph_module.meta.pop(BOUND, None)
+        record = CaptureRecord(rung, tuple(failed), (), whole, unwrapped, bound)
         if not whole:
             return graph_module, record
         failed.append((rung, f"{whole[0]} would be kept whole, with rectifiers inside"))

@@ -11,6 +11,7 @@ import logging
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
-from fxreduce.errors import CaptureError
+from fxreduce.errors import CaptureError, first_line
 from fxreduce.graph.signature import (
     Arguments,
     checks,
@@ -30,7 +31,11 @@ from fxreduce.graph.signature import (
     require_defaults,
 )
 
+BOUND = "fxreduce.bound"  # GraphModule.meta key: the sizes that the graph is bound to, and why
 _STACK = "nn_module_stack"
+# Which sizes of the example stay in the graph.
+_ALL, _BATCH, _NONE = "none", "the example's sizes but for the batch", "the example's sizes"
+_LONGEST_SIZE = 12  # operations in the expression of a size
 
 
 class Rebuild(nn.Module):
@@ -53,39 +58,73 @@ def trace_export(model: nn.Module, given: Arguments | None) -> GraphModule:
     """
     if given is None:
         raise CaptureError("needs example inputs")
-    # Several inputs that are one tensor would become one input; a batch of one, one for ever.
+    # Several inputs that are one tensor would become one input.
     given = given.map(torch.clone)
-    error: Exception | None = None
-    for example, dynamic in ((_widened(given), True), (given, True), (given, False)):
-        if example is None:
-            continue
-        try:
-            exported = _export(model, example, dynamic)
-            break
-        except Exception as raised:  # export runs the user's forward, which may raise anything
-            error = raised
-    else:
-        assert error is not None
-        raise error
+    exported, bound = _export(model, given)
     graph_module = exported.module()
     assert isinstance(graph_module, GraphModule)
     _restore_signature(graph_module, model, given)
     _restore_outputs(graph_module)
     _restore_names(graph_module, model)
-    return GraphModule(graph_module, graph_module.graph, type(model).__name__)
+    result = GraphModule(graph_module, graph_module.graph, type(model).__name__)
+    if bound is not None:
+        result.meta[BOUND] = bound
+    return result
 
 
-def _export(model: nn.Module, given: Arguments, dynamic: bool) -> ExportedProgram:
+def _export(model: nn.Module, given: Arguments) -> tuple[ExportedProgram, str | None]:
+    """The model exported for as many sizes as it can be, and which sizes it is bound to, if so."""
+    reason = ""
+    raised: Exception | None = None
+    for axes in (_ALL, _BATCH, _NONE):
+        for example in (_widened(given), given):  # one sample would make one a constant
+            if example is None:
+                continue
+            try:
+                exported = _export_for(model, example, axes)
+            except Exception as error:  # export runs the user's forward, which may raise anything
+                raised, reason = error, reason or first_line(error)
+            else:
+                bound = (
+                    None if axes is _ALL else f"torch.export bound the graph to {axes}: {reason}"
+                )
+                return exported, bound
+    assert raised is not None
+    raise raised
+
+
+def _export_for(model: nn.Module, given: Arguments, axes: str) -> ExportedProgram:
     bound = given.bind(model)
-    shapes = {name: _dynamic(value) for name, value in bound.arguments.items()}
-    with torch.no_grad(), _visible_operators():
+    shapes = {name: _dynamic(value, axes) for name, value in bound.arguments.items()}
+    with torch.no_grad(), _visible_operators(), _simple_sizes(model):
         return export(
             model,
             bound.args,
             bound.kwargs,
-            dynamic_shapes=shapes if dynamic else None,
+            dynamic_shapes=None if axes is _NONE else shapes,
             strict=False,
         )
+
+
+@contextmanager
+def _simple_sizes(model: nn.Module) -> Iterator[None]:
+    """Raise CaptureError where a size follows from the inputs' in so many steps that it takes long.
+
+    torch.export simplifies each such expression again and again, minutes for padded windows.
+    """
+
+    def check(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        for size in chain(*(each.shape for each in args if isinstance(each, Tensor))):
+            symbol = getattr(size, "node", None)  # of a size that is not fixed
+            if symbol is not None and symbol.expr.count_ops() > _LONGEST_SIZE:
+                raise CaptureError("sizes inside follow from the inputs' in too many steps")
+
+    hooks = [module.register_forward_pre_hook(check) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager
@@ -103,13 +142,15 @@ def _visible_operators() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def _dynamic(value: Any) -> Any:
-    """Every axis of every tensor may have any size, unless the model fixes it."""
+def _dynamic(value: Any, axes: str) -> Any:
+    """The axes of every tensor that may have any size, unless the model fixes it."""
 
-    def axes(leaf: Any) -> Any:
-        return dict.fromkeys(range(leaf.dim()), Dim.AUTO) if isinstance(leaf, Tensor) else None
+    def dims(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return None
+        return dict.fromkeys(range(leaf.dim() if axes is _ALL else min(leaf.dim(), 1)), Dim.AUTO)
 
-    return pytree.tree_map(axes, value)
+    return pytree.tree_map(dims, value)
 
 
 def _widened(given: Arguments) -> Arguments | None:
