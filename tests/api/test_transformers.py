@@ -160,7 +160,7 @@ def test_a_model_of_transformers_is_reduced_end_to_end(name: str) -> None:
 
     labelled = [batch | {"labels": torch.zeros(3, dtype=torch.long)} for batch in batches]
     site = entry.first
-    reduced = fxreduce.apply(model, labelled, budget=1, include=[site], compensate="channel")
+    reduced = fxreduce.apply(model, labelled, budget=1, include=[site], compensate="identity")
     result = fxreduce.report(reduced)
     assert result.removed == (site,)
     assert result.operators_after == report.operators_after - entry.fewer
