@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from dataclasses import is_dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -22,9 +24,10 @@ def leaves_of(output: Any) -> tuple[list[str], list[Any]]:
 
 def make_known(output: Any) -> None:
     """Let torch look into the dataclasses of an output, and into the caches of transformers."""
-    transformers = sys.modules.get("transformers")
-    if transformers is not None and not isinstance(output, torch.Tensor):
-        transformers.integrations.executorch.register_dynamic_cache_export_support()
+    if "transformers" in sys.modules and not isinstance(output, torch.Tensor):
+        with suppress(ImportError, AttributeError):  # older ones, whose caches stay unknown
+            library = import_module("transformers.integrations.executorch")
+            library.register_dynamic_cache_export_support()
     for leaf in pytree.tree_leaves(output):
         if is_dataclass(leaf) and not isinstance(leaf, type):
             torch.export.register_dataclass(type(leaf))
