@@ -10,6 +10,7 @@ from fxreduce.passes.base import Pass, Pipeline, Repeat, pass_names
 from fxreduce.passes.commute_pooling import CommutePooling
 from fxreduce.passes.drop_checks import DropChecks
 from fxreduce.passes.drop_identities import DropIdentities
+from fxreduce.passes.drop_reshapes import DropReshapes
 from fxreduce.passes.fold_norm import FoldNorm
 from fxreduce.passes.fold_scale import FoldScale
 from fxreduce.passes.fuse_chain import FuseChain
@@ -36,6 +37,8 @@ def merging(cost: CostModel) -> tuple[Pass, ...]:
     A merged chain may become a branch of a sum, and a merged sum a link of a chain.
     """
     return (
+        # Between operators that map rows, where a rectifier of tokens has been removed.
+        DropReshapes(),
         # Before it could be merged into the windows of an average, what is cheaper behind it.
         CommutePooling(cost),
         FuseChain(cost),

@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 
 from fxreduce.errors import CalibrationError
 from fxreduce.graph.shapes import graph_inputs
+from fxreduce.graph.signature import Arguments
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -23,8 +24,8 @@ class _Asked(nn.Module):
         raise _Called(args, kwargs)
 
 
-def arguments(graph_module: GraphModule, forward: Forward, batch: Any) -> list[Any]:
-    """The values of the graph's placeholders, in order, when `forward` calls it on the batch.
+def call_arguments(forward: Forward, batch: Any) -> Arguments:
+    """What `forward` calls the module with that it is given, on the batch.
 
     Raises:
         CalibrationError: `forward` does not call the module that it is given.
@@ -32,8 +33,17 @@ def arguments(graph_module: GraphModule, forward: Forward, batch: Any) -> list[A
     try:
         forward(_Asked(), batch)
     except _Called as called:
-        args, kwargs = called.args
-        return graph_inputs(graph_module, args, kwargs)
+        return Arguments(*called.args)
     raise CalibrationError(
         "forward(module, batch) must call the module that it is given; it did not"
     )
+
+
+def arguments(graph_module: GraphModule, forward: Forward, batch: Any) -> list[Any]:
+    """The values of the graph's placeholders, in order, when `forward` calls it on the batch.
+
+    Raises:
+        CalibrationError: `forward` does not call the module that it is given.
+    """
+    given = call_arguments(forward, batch)
+    return graph_inputs(graph_module, given.args, given.kwargs)

@@ -15,6 +15,7 @@ from fxreduce.calibration.loader import Loader
 from fxreduce.errors import CalibrationError, first_line
 from fxreduce.graph.aliases import Aliases
 from fxreduce.graph.shapes import copied
+from fxreduce.graph.signature import parameters
 from fxreduce.progress import track
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -52,14 +53,12 @@ class Calibration:
         progress: bool | None,
     ) -> Calibration:
         """The calibration of a graph module, on its device."""
-        tensor = next(graph_module.parameters(), None)
-        device = None if tensor is None else tensor.device
         aliases = Aliases(graph_module)
         inputs = graph_module.graph.find_nodes(op="placeholder")
         return cls(
             loader,
             forward or DefaultForward.of(graph_module),
-            device,
+            device_of(graph_module),
             progress,
             overwritten=any(aliases.overwritten(node) is not None for node in inputs),
         )
@@ -114,20 +113,30 @@ class Calibration:
 
 @dataclass(frozen=True)
 class DefaultForward:
-    """Calls a graph module on (Tensor | (Tensor, ...) | {name: Tensor}); labels are left out.
+    """Calls a module on (Tensor | (Tensor, ...) | {name: Tensor}); labels are left out.
 
     Of a tuple the model gets as many items as it has inputs without default, of a dictionary those
-    whose names are inputs.
+    whose names are inputs, but for optional ones that are called labels.
     """
 
     names: tuple[str, ...]
     required: int
 
     @classmethod
-    def of(cls, graph_module: GraphModule) -> DefaultForward:
-        inputs = graph_module.graph.find_nodes(op="placeholder")
-        required = sum(1 for node in inputs if not node.args)
-        return cls(tuple(str(node.target).lstrip("*") for node in inputs), max(required, 1))
+    def of(cls, module: nn.Module) -> DefaultForward:
+        """How a graph module or another one is called, by its signature."""
+        if isinstance(module, GraphModule):
+            inputs = module.graph.find_nodes(op="placeholder")
+            optional = {str(node.target).lstrip("*"): bool(node.args) for node in inputs}
+        else:
+            found = parameters(module).items()
+            optional = {
+                name: each.default is not each.empty or each.kind is each.KEYWORD_ONLY
+                for name, each in found
+            }
+        names = (name for name, may_lack in optional.items() if not (may_lack and "label" in name))
+        required = sum(not may_lack for may_lack in optional.values())
+        return cls(tuple(names), max(required, 1))
 
     def __call__(self, module: nn.Module, batch: Any) -> Any:
         args, kwargs = self.arguments(batch)
@@ -152,6 +161,12 @@ class DefaultForward:
                 )
             return tuple(batch[: self.required]), {}
         return (batch,), {}
+
+
+def device_of(module: nn.Module) -> torch.device | None:
+    """Where the module's weights are, if it has any."""
+    tensor = next(module.parameters(), None)
+    return None if tensor is None else tensor.device
 
 
 def to_device(batch: Any, device: torch.device | None) -> Any:

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import inspect
-import sys
-from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
-from torch._ops import OpOverload
 from torch.export import ExportedProgram
-from torch.fx import GraphModule, Node, Tracer
+from torch.fx import GraphModule
 
 from fxreduce.errors import CaptureError, first_line
-from fxreduce.graph.border_corrected import BorderCorrectedConv
-from fxreduce.graph.nodes import argument, has_hooks, module_of
+from fxreduce.graph.compare import difference, model_dtype, tolerance
+from fxreduce.graph.composites import compose_rectifiers
+from fxreduce.graph.eval_mode import refuse_training, require_eval
+from fxreduce.graph.export import BOUND, trace_export
+from fxreduce.graph.nodes import has_hooks
+from fxreduce.graph.outputs import make_known
 from fxreduce.graph.rectifiers import find_sites
 from fxreduce.graph.shapes import call, copied, propagate_shapes
+from fxreduce.graph.signature import Arguments
+from fxreduce.graph.state import kept_state
+from fxreduce.graph.trace import holds_rectifiers, trace, trace_leaves
+from fxreduce.graph.unwrap import copy_unwrapped, unwrap, wrappers
 
 Model = nn.Module | GraphModule | ExportedProgram
 _CAPTURE = "fxreduce.capture"
-_MODE_DEPENDENT = (
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.dropout._DropoutNd,
-    nn.MultiheadAttention,
-    nn.RReLU,
+_RUNGS = (
+    ("symbolic trace", trace),
+    ("symbolic trace, leaves", trace_leaves),
+    ("torch.export", trace_export),
 )
 
 
@@ -36,36 +38,51 @@ _MODE_DEPENDENT = (
 class CaptureRecord:
     """How a graph was captured: the rung that served, and why each earlier one did not.
 
-    `hooked` names modules whose forward hooks tracing leaves behind.
+    Attributes:
+        rung: the rung that served.
+        failed: earlier rungs, each with the reason.
+        hooked: modules whose forward hooks tracing leaves behind.
+        whole: modules that are called as a whole, so that the rectifiers inside are not seen.
+        unwrapped: wrappers that were left out: the name of each in the model and its class.
+        bound: which sizes of the example inputs the graph is bound to, and why, if it is.
     """
 
     rung: str
     failed: tuple[tuple[str, str], ...] = ()
     hooked: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
+    unwrapped: tuple[tuple[str, str], ...] = ()
+    bound: str | None = None
 
 
 def capture(model: Model, example_inputs: Any = None) -> GraphModule:
     """A graph module that computes what the model does; a copy, the model is unchanged.
 
-    The ladder: a GraphModule or ExportedProgram as it is, `torch.fx.symbolic_trace`, and the same
-    with the functions and modules as leaves that the model's library marks for it.
+    The ladder: a GraphModule or ExportedProgram as it is, `torch.fx.symbolic_trace`, the same with
+    the functions and modules as leaves that the model's library marks for it, and `torch.export`.
+    A rung serves if it captures the model, computes what the model does on the example inputs, and
+    shows all rectifiers. Optional arguments that the example inputs leave out keep their defaults:
+    the graph refuses others.
 
     Args:
-        model: in eval mode.
+        model: in eval mode. Wrappers for data parallelism and torch.compile are left out.
         example_inputs: a tensor, a tuple of positional arguments or a dictionary of keyword
-            arguments. With it every node knows the shape of its value, which some merges need.
+            arguments. With it every node knows the shape of its value, which some merges need, and
+            torch.export serves where symbolic traces do not.
 
     Raises:
         CaptureError: the model is in train mode, or no rung could capture it.
     """
+    given = None if example_inputs is None else Arguments.of(copied(example_inputs))
     with torch.inference_mode(False):  # or the copy could not be trained
-        graph_module, record = _climb(model)
-    record = replace(record, hooked=_hooked(as_module(model), graph_module))
-    _refuse_training(graph_module)  # a function may have been told to train all the same
+        graph_module, record = _climb(model, given)
+    record = replace(record, hooked=_hooked(model, graph_module))
+    refuse_training(graph_module)  # a function may have been told to train all the same
+    compose_rectifiers(graph_module)
     find_sites(graph_module)  # names the sites while all of them are there
     graph_module.meta[_CAPTURE] = record
-    if example_inputs is not None:
-        propagate_shapes(graph_module, lambda module: call(module, copied(example_inputs)))
+    if given is not None:
+        propagate_shapes(graph_module, lambda module: call(module, given))
     return graph_module
 
 
@@ -77,14 +94,26 @@ def capture_record(graph_module: GraphModule) -> CaptureRecord:
 
 def notes(graph_module: GraphModule) -> tuple[str, ...]:
     """What a user should know of the capture."""
-    return tuple(
-        f"forward hooks of {name or 'the model itself'} are not part of the graph and do not run"
-        for name in capture_record(graph_module).hooked
+    record = capture_record(graph_module)
+    return (
+        *(f"{kind} around {name or 'the model'} is left out" for name, kind in record.unwrapped),
+        *(f"{rung} did not capture the model: {reason}" for rung, reason in record.failed),
+        *(
+            f"{name} is kept whole, rectifiers inside are not seen; with example inputs "
+            "torch.export may show them"
+            for name in record.whole
+        ),
+        *((record.bound,) if record.bound else ()),
+        *(
+            f"forward hooks of {name or 'the model itself'} are not part of the graph and do not "
+            "run"
+            for name in record.hooked
+        ),
     )
 
 
 def as_module(model: Model) -> nn.Module:
-    """The model as a module that can be called; it is not copied.
+    """The model as a module that can be called, without wrappers; it is not copied.
 
     Raises:
         CaptureError: it is no model, or in train mode.
@@ -95,122 +124,89 @@ def as_module(model: Model) -> nn.Module:
             "the model must be an nn.Module, a torch.fx.GraphModule or a "
             f"torch.export.ExportedProgram; seen: {type(module).__name__}"
         )
+    module = unwrap(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        raise CaptureError(
+            "TorchScript has no graph that torch.fx can read; pass the module that it was made from"
+        )
     if isinstance(module, GraphModule):
-        _refuse_training(module)
-        return module
-    for name, part in module.named_modules():
-        if part.training and (part is module or isinstance(part, _MODE_DEPENDENT)):
-            seen = f"{type(part).__name__} {name}".strip()
-            raise CaptureError(
-                f"a model is captured in eval mode; {seen} is in train mode: call model.eval() "
-                "first"
-            )
+        refuse_training(module)
+    else:
+        require_eval(module)
     return module
 
 
-def _climb(model: Model) -> tuple[GraphModule, CaptureRecord]:
+def _climb(model: Model, given: Arguments | None) -> tuple[GraphModule, CaptureRecord]:
     module = as_module(model)
-    copied = deepcopy(module)
-    if isinstance(module, GraphModule) and isinstance(copied, GraphModule):
-        copied.meta = dict(module.meta)
+    if isinstance(module, GraphModule):
+        copy = deepcopy(module)
+        copy.meta = dict(module.meta)
         exported = isinstance(model, ExportedProgram)
-        return copied, CaptureRecord("exported program" if exported else "graph module")
+        return copy, CaptureRecord("exported program" if exported else "graph module")
+    unwrapped = wrappers(model) if isinstance(model, nn.Module) else ()
+    module = copy_unwrapped(module)
+    expected = None if given is None else _expected(module, given)
     failed: list[tuple[str, str]] = []
-    for rung, trace in (
-        ("symbolic trace", _trace),
-        ("symbolic trace, leaves", _trace_leaves),
-    ):
+    second: tuple[GraphModule, CaptureRecord] | None = None
+    for rung, trace_with in _RUNGS:
         try:
-            return trace(copied), CaptureRecord(rung, tuple(failed))
+            graph_module = trace_with(module, given)
+            if given is not None:
+                _require_equal(graph_module, given, expected)
         except Exception as error:  # tracing runs the user's forward, which may raise anything
             failed.append((rung, first_line(error)))
+            continue
+        whole = holds_rectifiers(graph_module)
+        bound = graph_module.meta.pop(BOUND, None)
+        record = CaptureRecord(rung, tuple(failed), (), whole, unwrapped, bound)
+        if not whole:
+            return graph_module, record
+        failed.append((rung, f"{whole[0]} would be kept whole, with rectifiers inside"))
+        second = second or (graph_module, record)
+    if second is not None:
+        return second
     reasons = "; ".join(f"{rung}: {reason}" for rung, reason in failed)
     raise CaptureError(
-        f"{type(module).__name__} could not be traced ({reasons}). Export it with "
-        "torch.export.export(model, example_inputs) and pass the ExportedProgram, or pass a part "
-        "of the model without data-dependent control flow"
+        f"{type(module).__name__} could not be captured ({reasons}). Pass example inputs, or a "
+        "part of the model without control flow that depends on data"
     )
 
 
-def _hooked(module: nn.Module, graph_module: GraphModule) -> tuple[str, ...]:
-    """Modules with forward hooks that the graph does not call as such."""
-    called = {str(node.target) for node in graph_module.graph.find_nodes(op="call_module")}
-    return tuple(
-        name for name, part in module.named_modules() if has_hooks(part) and name not in called
-    )
+def _expected(model: nn.Module, given: Arguments) -> Any:
+    """What the model makes of the example inputs.
 
-
-class _LeafTracer(Tracer):
-    """Keeps calls of some modules and functions whole, those of torch's own modules among them."""
-
-    def __init__(
-        self,
-        leaves: Iterable[type[nn.Module]] = (),
-        functions: Iterable[Callable[..., Any]] = (),
-    ) -> None:
-        super().__init__(autowrap_functions=tuple(functions))
-        # A border depends on the size of the input, which a symbolic trace does not know.
-        self._leaves: tuple[type[nn.Module], ...] = (BorderCorrectedConv, *leaves)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, self._leaves) or super().is_leaf_module(m, module_qualified_name)
-
-
-def _trace(model: nn.Module, tracer: Tracer | None = None) -> GraphModule:
-    graph = (tracer or _LeafTracer()).trace(model)
-    return GraphModule(model, graph, type(model).__name__)
-
-
-def _trace_leaves(model: nn.Module) -> GraphModule:
-    """Symbolic trace with the leaves that timm marks, where timm is what the model was built with.
-
-    Its `*NormAct*` modules are traced through: as leaves they would hide their activations.
+    Raises:
+        CaptureError: it does not run on them.
     """
-    library = sys.modules.get("timm.layers")
-    if library is None:
-        raise CaptureError("no library is loaded that marks leaves")
-    leaves = (cls for cls in library.get_notrace_modules() if "NormAct" not in cls.__name__)
-    return _trace(model, _LeafTracer(leaves, library.get_notrace_functions()))
+    given.bind(model)
+    try:
+        output = _output(model, given)
+    except Exception as error:  # whatever the model's own operators raise
+        raise CaptureError(
+            f"{type(model).__name__} does not run on the example inputs: {first_line(error)}"
+        ) from error
+    make_known(output)
+    return output
 
 
-def _refuse_training(graph_module: GraphModule) -> None:
-    """Refuse a graph that was traced in train mode, with dropout or batch-norm baked on."""
-    for node in graph_module.graph.nodes:
-        module = module_of(graph_module, node)
-        if _is_told_to_train(node) or (isinstance(module, _MODE_DEPENDENT) and module.training):
-            raise CaptureError(
-                f"a graph is captured in eval mode; {node.name} ({node.target}) is in train mode: "
-                "call eval() on the model and capture it again; a functional one needs "
-                "training=self.training"
-            )
+def _require_equal(graph_module: GraphModule, given: Arguments, expected: Any) -> None:
+    """Raise an error where the graph does not compute what the model does on the inputs."""
+    apart = difference(expected, _output(graph_module, given)).max_rel
+    if not apart <= tolerance(model_dtype(graph_module)):
+        raise CaptureError(f"the graph's output differs from the model's by {apart:.3g} relative")
 
 
-def _is_told_to_train(node: Node) -> bool:
-    """Whether the function that the node calls has a `training` argument, and it is true."""
-    if node.op != "call_function":
-        return False
-    parameters = parameters_of(cast(Callable[..., Any], node.target))
-
-    def given(name: str) -> Any:
-        return argument(node, *parameters[name])
-
-    if not any(given(name) for name in ("training", "train") if name in parameters):
-        return False
-    # Batch-norm without running statistics normalises by the batch's own in eval, too.
-    return "running_mean" not in parameters or given("running_mean") is not None
+def _output(module: nn.Module, given: Arguments) -> Any:
+    """The module's output on a copy of the inputs; its buffers stay as they are."""
+    with torch.random.fork_rng(), torch.no_grad(), kept_state(module):
+        torch.manual_seed(0)
+        return copied(call(module, given))  # it may share memory with a buffer
 
 
-@cache
-def parameters_of(function: Callable[..., Any]) -> dict[str, tuple[int, str, Any]]:
-    """Place, name and default of each parameter of a Python function or ATen operator, by name."""
-    if isinstance(function, OpOverload):
-        given = [(each.name, each.default_value) for each in function._schema.arguments]
-    else:
-        try:
-            signature = inspect.signature(function)
-        except (TypeError, ValueError):  # a builtin: torch.dropout is ATen's
-            packet = getattr(torch.ops.aten, getattr(function, "__name__", ""), None)
-            overload = getattr(packet, "default", None)
-            return {} if overload is None else parameters_of(overload)
-        given = [(each.name, each.default) for each in signature.parameters.values()]
-    return {name: (place, name, default) for place, (name, default) in enumerate(given)}
+def _hooked(model: Model, graph_module: GraphModule) -> tuple[str, ...]:
+    """Modules with forward hooks that the graph does not call as such."""
+    if isinstance(model, ExportedProgram):
+        return ()  # what hooks there are check the inputs, as the graph does
+    called = {str(node.target) for node in graph_module.graph.find_nodes(op="call_module")}
+    hooked = (name for name, part in unwrap(model).named_modules() if has_hooks(part))
+    return tuple(name for name in hooked if name not in called)

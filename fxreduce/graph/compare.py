@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fxreduce.errors import EquivalenceError
+from fxreduce.graph.outputs import leaves_of
 
 # Merging is arithmetic in float64. What remains is the rounding of merged weights to the model's
 # dtype, once for each of a chain of layers, and for float64 the order of summation. Half precision
@@ -51,8 +51,8 @@ def difference(reference: Any, other: Any) -> Difference:
     Raises:
         EquivalenceError: the structures, or the shapes of two tensors, differ.
     """
-    places, leaves = _leaves(reference)
-    other_places, others = _leaves(other)
+    places, leaves = leaves_of(reference)
+    other_places, others = leaves_of(other)
     if places != other_places:
         raise EquivalenceError(
             f"the outputs have different structures: {', '.join(places) or 'nothing'} and "
@@ -61,6 +61,7 @@ def difference(reference: Any, other: Any) -> Difference:
     max_abs = max_rel = 0.0
     for a, b in zip(leaves, others, strict=True):
         if not isinstance(a, Tensor):
+            _require_readable(a)
             continue
         if not isinstance(b, Tensor) or a.shape != b.shape:
             shape = tuple(b.shape) if isinstance(b, Tensor) else type(b).__name__
@@ -72,13 +73,14 @@ def difference(reference: Any, other: Any) -> Difference:
     return Difference(max_abs, max_rel)
 
 
-def _leaves(output: Any) -> tuple[list[str], list[Any]]:
-    """The values of an output, and where in it each one lies.
-
-    Places are compared, not containers: a graph returns dictionaries of a class of its own.
-    """
-    pairs, _ = pytree.tree_flatten_with_path(output)
-    return [f"output{pytree.keystr(path)}" for path, _ in pairs], [leaf for _, leaf in pairs]
+def _require_readable(value: Any) -> None:
+    """Raise EquivalenceError where a value may hold tensors that nothing can compare."""
+    if hasattr(value, "__dict__") and not callable(value):
+        raise EquivalenceError(
+            f"what an output of class {type(value).__name__} holds cannot be compared; return "
+            "tensors, tuples, lists, dictionaries or dataclasses, or register the class with "
+            "torch.utils._pytree.register_pytree_node"
+        )
 
 
 def _deviation(a: Tensor, b: Tensor) -> float:

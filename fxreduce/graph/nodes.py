@@ -151,6 +151,16 @@ def reads_facts(node: Node) -> bool:
     return operation(node) in _SIZES
 
 
+def is_size(node: Node) -> bool:
+    """Whether the node's value is a number that Python's operators compute from sizes alone."""
+    if reads_facts(node):
+        return True
+    home = getattr(node.target, "__module__", None)
+    if node.op != "call_function" or home not in ("_operator", "math"):
+        return False
+    return bool(node.all_input_nodes) and all(map(is_size, node.all_input_nodes))
+
+
 def channels_of(node: Any, rank: int) -> int | None:
     """The size of axis -(rank + 1) of an image (N, C, *spatial) or (C, *spatial), where known."""
     shape = shape_of(node)

@@ -15,6 +15,7 @@ from fxreduce.graph.nodes import (
     are_constant,
     argument,
     implements,
+    is_size,
     module_input,
     module_of,
     operation,
@@ -153,6 +154,8 @@ def _constant_arithmetic(graph_module: GraphModule, node: Node) -> Read:
     given, constant = (right, values[0]) if values[1] is None else (left, values[1])
     mirrored = values[1] is None
     if not isinstance(given, Node) or constant is None or (mirrored and name == "div"):
+        return None
+    if is_size(given):
         return None
     placed = _per_channel(graph_module, given, constant)
     if isinstance(placed, Refusal):

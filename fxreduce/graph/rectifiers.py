@@ -155,6 +155,11 @@ def _lookup(graph_module: GraphModule, node: Node) -> RectifierKind | None:
     return None if name is None else _REGISTRY.operations.get(name.removesuffix("_"))
 
 
+def is_rectifier_module(module: nn.Module) -> bool:
+    """Whether a call of the module is a rectifier."""
+    return _kind_of_class(type(module)) is not None
+
+
 def _kind_of_class(cls: type) -> RectifierKind | None:
     """The kind of the nearest registered base whose forward the class has kept."""
     for base in cls.__mro__:

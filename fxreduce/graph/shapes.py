@@ -12,30 +12,25 @@ from torch.utils import _pytree as pytree
 
 from fxreduce.errors import CaptureError, first_line
 from fxreduce.graph.nodes import SHAPE
-
-
-def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The positional and keyword arguments that example inputs stand for."""
-    if isinstance(batch, dict):
-        return (), dict(batch)
-    if isinstance(batch, (tuple, list)):
-        return tuple(batch), {}
-    return (batch,), {}
+from fxreduce.graph.signature import Arguments
+from fxreduce.graph.state import kept_state
 
 
 def call(module: nn.Module, inputs: Any) -> Any:
-    """The module's output on example inputs."""
-    args, kwargs = unpack(inputs)
-    return module(*args, **kwargs)
+    """The module's output on a copy of example inputs, as a model may overwrite them."""
+    given = Arguments.of(copied(inputs))
+    return module(*given.args, **given.kwargs)
 
 
 def copied(inputs: Any, dtype: torch.dtype | None = None) -> Any:
     """The inputs, copied, as a model may overwrite them; those in floating point in `dtype`."""
-    return pytree.tree_map_only(
-        torch.Tensor,
-        lambda t: t.to(dtype if dtype and t.is_floating_point() else t.dtype, copy=True),
-        inputs,
-    )
+
+    def copy(t: torch.Tensor) -> torch.Tensor:
+        return t.to(dtype if dtype and t.is_floating_point() else t.dtype, copy=True)
+
+    if isinstance(inputs, Arguments):
+        return inputs.map(copy)
+    return pytree.tree_map_only(torch.Tensor, copy, inputs)
 
 
 class _Shapes(Interpreter):
@@ -72,8 +67,9 @@ def graph_inputs(
     if type(graph._codegen) is not torch.fx.graph.CodeGen:
         leaves: list[Any] = pytree.arg_tree_leaves(*args, **kwargs)
         return leaves
-    names = [str(node.target) for node in graph.find_nodes(op="placeholder")]
-    return [*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs)]
+    inputs = graph.find_nodes(op="placeholder")[len(args) :]
+    given = {str(node.target): node.args[0] for node in inputs if node.args} | kwargs
+    return [*args, *(given[name] for name in map(str, (n.target for n in inputs)) if name in given)]
 
 
 def propagate_shapes(graph_module: GraphModule, run: Callable[[nn.Module], Any]) -> None:
@@ -87,7 +83,7 @@ def propagate_shapes(graph_module: GraphModule, run: Callable[[nn.Module], Any])
     """
     interpreted = _Interpreted(graph_module)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), kept_state(graph_module):
             run(interpreted)
     except Exception as error:  # whatever the graph's own operators raise
         raise CaptureError(

@@ -33,17 +33,19 @@ class Example:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """The shape and dtype of an input."""
+    """The shape and dtype of an input, and between which numbers it lies if they are integers."""
 
     shape: tuple[int, ...]
     dtype: str
+    low: int = 0
+    high: int = 0
 
     def random(self, generator: torch.Generator) -> Tensor:
-        """Standard normal numbers; zeros for integers, which every embedding has."""
+        """Standard normal numbers, or integers as the example's, which every embedding has."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         if dtype.is_floating_point:
             return torch.randn(self.shape, generator=generator, dtype=torch.float64).to(dtype)
-        return torch.zeros(self.shape, dtype=dtype)
+        return torch.randint(self.low, self.high + 1, self.shape, generator=generator).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def learn_shapes(graph_module: GraphModule, batch: Any, forward: Forward) -> Exa
         CaptureError: the graph does not run on the batch.
     """
     if isinstance(forward, DefaultForward):
-        small = Example(_head(batch), forward)
+        small = Example(head(batch), forward)
         try:
             propagate_shapes(graph_module, small.run)
         except CaptureError:
@@ -95,12 +97,16 @@ def learn_shapes(graph_module: GraphModule, batch: Any, forward: Forward) -> Exa
     return whole
 
 
-def _head(batch: Any) -> Any:
+def head(batch: Any) -> Any:
+    """A few samples of a batch."""
     return pytree.tree_map_only(Tensor, lambda t: t[:SAMPLES] if t.dim() else t, batch)
 
 
 def _spec(value: Tensor) -> TensorSpec:
-    return TensorSpec(tuple(value.shape), str(value.dtype).removeprefix("torch."))
+    dtype = str(value.dtype).removeprefix("torch.")
+    if value.is_floating_point() or not value.numel():
+        return TensorSpec(tuple(value.shape), dtype)
+    return TensorSpec(tuple(value.shape), dtype, int(value.min()), int(value.max()))
 
 
 def _call(module: nn.Module, arguments: Any) -> Any:

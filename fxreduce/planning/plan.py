@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from fxreduce.calibration.batches import device_of
 from fxreduce.dynamo.backend import Backend
-from fxreduce.errors import PlanError, first_line
+from fxreduce.errors import CaptureError, PlanError, first_line
 from fxreduce.files import write_atomically
-from fxreduce.graph.capture import Model, capture
+from fxreduce.graph.capture import Model, as_module, capture
 from fxreduce.graph.recorder import RefusedRewrite
+from fxreduce.graph.signature import Arguments
 from fxreduce.operators.affine import ScaleShift
 from fxreduce.operators.cost import CostModel, as_cost
 from fxreduce.passes.pipeline import as_disabled
@@ -130,12 +132,11 @@ class Plan:
             EquivalenceError: a merge changed what the unmerged graph computes.
         """
         disabled = as_disabled(disable)
-        graph_module = capture(model)
+        graph_module = self._capture(model)
         require_same(self.architecture, fingerprint(graph_module))
         example = None
         if self.inputs is not None:
-            parameter = next(graph_module.parameters(), None)
-            random = self.inputs.example(None if parameter is None else parameter.device)
+            random = self.inputs.example(device_of(graph_module))
             example = learn_shapes(graph_module, random.batch, random.forward)
         decisions = self.decisions
         if self.weights and digest(graph_module) != self.fitted_to:
@@ -145,6 +146,16 @@ class Plan:
                 decisions, maps=self.maps, cropped=(), weights={}, refusals=refusals
             )
         return execute(graph_module, decisions, example=example, verify=verify, disable=disabled)
+
+    def _capture(self, model: Model) -> GraphModule:
+        """Capture the model as the planned one was, which may take example inputs."""
+        if self.inputs is None:
+            return capture(model)
+        random = self.inputs.example(device_of(as_module(model)))
+        try:
+            return capture(model, Arguments(*random.batch))
+        except CaptureError:  # another architecture, whose first difference is told then
+            return capture(model)
 
     def backend(
         self,
@@ -288,7 +299,8 @@ def _decode(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _spec(content: dict[str, Any]) -> TensorSpec:
-    return TensorSpec(tuple(content["shape"]), content["dtype"])
+    low, high = (content.get(name, 0) for name in ("low", "high"))
+    return TensorSpec(tuple(content["shape"]), content["dtype"], low, high)
 
 
 def _vector(values: list[float]) -> Tensor:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule
 
-from fxreduce.calibration.batches import Calibration, Forward
+from fxreduce.calibration.arguments import call_arguments
+from fxreduce.calibration.batches import Calibration, DefaultForward, Forward, device_of, to_device
 from fxreduce.calibration.loader import Loader
 from fxreduce.errors import CaptureError
-from fxreduce.graph.capture import Model, capture
-from fxreduce.planning.example import Example, learn_shapes
+from fxreduce.graph.capture import Model, as_module, capture
+from fxreduce.planning.example import Example, head, learn_shapes
 
 
 def prepare(
@@ -20,7 +21,7 @@ def prepare(
     progress: bool | None,
 ) -> tuple[GraphModule, Calibration, Example]:
     """Capture the model, and learn its shapes from the first batch."""
-    graph_module = capture(model)
+    graph_module = _capture(model, loader, forward)
     if device is not None:
         graph_module = graph_module.to(device)
     calibration = Calibration.of(graph_module, loader, forward, progress)
@@ -31,3 +32,22 @@ def prepare(
         calibration.run(graph_module, 0, batch)  # raises, naming batch and shapes
         raise
     return graph_module, calibration, example
+
+
+def _capture(model: Model, loader: Loader, forward: Forward | None) -> GraphModule:
+    """Capture the model with the first batch, or a few samples of it, as example inputs."""
+    module = as_module(model)
+    batch = to_device(loader.first(), device_of(module))
+    run = forward or DefaultForward.of(module)
+    failed: CaptureError | None = None
+    for inputs in (head(batch), batch):
+        try:
+            return capture(model, call_arguments(run, inputs))
+        except CaptureError as error:
+            failed = error
+        except Exception:
+            break  # the forward or the loader does not fit, which the first run tells in full
+    try:
+        return capture(model)  # the batch does not fit, which the first run on it tells in full
+    except CaptureError as error:
+        raise failed or error from error

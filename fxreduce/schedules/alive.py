@@ -14,7 +14,7 @@ from typing import Any, cast
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from fxreduce.graph.capture import parameters_of
+from fxreduce.graph.eval_mode import parameters_of
 from fxreduce.graph.nodes import argument
 from fxreduce.graph.recorder import Recorder
 

@@ -212,7 +212,7 @@ def test_batch_norm_without_running_statistics_is_no_train_mode() -> None:
 
 @ENTRIES
 def test_control_flow_that_depends_on_data_is_refused_with_the_way_out(entry: Any) -> None:
-    message = r"Branching could not be traced \(symbolic trace: .*\)\. Export it with torch\.export"
+    message = r"Branching could not be captured \(symbolic trace: .*; torch\.export: .*\)\. Pass ex"
     refused(entry, fxreduce.CaptureError, message, seeded(Branching), [torch.randn(3)])
 
 

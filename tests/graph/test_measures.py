@@ -15,7 +15,8 @@ from fxreduce.graph.capture import capture
 from fxreduce.graph.compare import Difference, difference, model_dtype, tolerance
 from fxreduce.graph.count import Count, count_affine
 from fxreduce.graph.nodes import shape_of
-from fxreduce.graph.shapes import call, graph_inputs, propagate_shapes, unpack
+from fxreduce.graph.shapes import call, graph_inputs, propagate_shapes
+from fxreduce.graph.signature import Arguments
 
 INF, NAN = math.inf, math.nan
 
@@ -98,10 +99,10 @@ def test_an_exported_graph_counts_the_same() -> None:
 
 
 def test_example_inputs_are_positional_or_by_name() -> None:
-    assert unpack((1, 2)) == ((1, 2), {})
-    assert unpack([1, 2]) == ((1, 2), {})
-    assert unpack({"a": 1}) == ((), {"a": 1})
-    assert unpack(3) == ((3,), {})
+    assert Arguments.of((1, 2)) == Arguments((1, 2))
+    assert Arguments.of([1, 2]) == Arguments((1, 2))
+    assert Arguments.of({"a": 1}) == Arguments((), {"a": 1})
+    assert Arguments.of(3) == Arguments((3,))
 
 
 class Two(nn.Module):
