@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fxreduce.cli.commands import analyze, demo, reduce
 from fxreduce.errors import FxReduceError
+from fxreduce.operators.cost import cost_names
 from fxreduce.planning.candidates import CANDIDATES
 from fxreduce.planning.importance import importance_names
 
@@ -119,10 +120,10 @@ def _add_reduce(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--cost",
-        choices=("flops", "latency"),
+        choices=cost_names(),
         default="flops",
-        help="what decides whether a merge pays: multiply-adds and memory, or the time that the "
-        "operators take on this machine (default %(default)s)",
+        help="what decides whether a merge pays: flops: multiply-adds and memory; latency: the "
+        "time that the operators take on this machine. Default %(default)s",
     )
     parser.add_argument(
         "--candidates",

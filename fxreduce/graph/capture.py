@@ -17,9 +17,10 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node, Tracer
 
 from fxreduce.errors import CaptureError, first_line
+from fxreduce.graph.affine import is_operator_module, operator_functions
 from fxreduce.graph.border_corrected import BorderCorrectedConv
 from fxreduce.graph.nodes import argument, has_hooks, module_of
-from fxreduce.graph.rectifiers import find_sites
+from fxreduce.graph.rectifiers import find_sites, is_rectifier_module, rectifier_functions
 from fxreduce.graph.shapes import call, copied, propagate_shapes
 
 Model = nn.Module | GraphModule | ExportedProgram
@@ -141,19 +142,25 @@ def _hooked(module: nn.Module, graph_module: GraphModule) -> tuple[str, ...]:
 
 
 class _LeafTracer(Tracer):
-    """Keeps calls of some modules and functions whole, those of torch's own modules among them."""
+    """Keeps calls of torch's own modules whole, of registered ones, and of what it is told."""
 
     def __init__(
         self,
         leaves: Iterable[type[nn.Module]] = (),
         functions: Iterable[Callable[..., Any]] = (),
     ) -> None:
-        super().__init__(autowrap_functions=tuple(functions))
+        registered = (*rectifier_functions(), *operator_functions())
+        super().__init__(autowrap_functions=(*functions, *registered))
         # A border depends on the size of the input, which a symbolic trace does not know.
         self._leaves: tuple[type[nn.Module], ...] = (BorderCorrectedConv, *leaves)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, self._leaves) or super().is_leaf_module(m, module_qualified_name)
+        return (
+            isinstance(m, self._leaves)
+            or is_rectifier_module(m)
+            or is_operator_module(m)
+            or super().is_leaf_module(m, module_qualified_name)
+        )
 
 
 def _trace(model: nn.Module, tracer: Tracer | None = None) -> GraphModule:

@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from fxreduce.errors import CalibrationError, PlanError
+from fxreduce.extensions import load_extensions
 from fxreduce.planning.measure import SiteStatistics
 
 T = TypeVar("T")
@@ -372,8 +373,28 @@ _NAMED: dict[str, Budget] = {"auto": Fidelity(0.99)}
 
 
 def register_budget(name: str, budget: Budget) -> None:
-    """Let `budget=name` stand for a budget."""
+    """Let `budget=name` stand for a budget.
+
+    Args:
+        name: any that is not a number.
+        budget: an object with a method `begin(context) -> Judge`, see `Budget`.
+
+    Raises:
+        PlanError: it is no budget.
+    """
+    if not _is_budget(budget):
+        raise PlanError(f"a budget has a method begin(context) -> Judge; seen: {budget!r}")
     _NAMED[name] = budget
+
+
+def budget_names() -> tuple[str, ...]:
+    """The names that budgets are known by."""
+    load_extensions("budgets")
+    return tuple(_NAMED)
+
+
+def _is_budget(value: object) -> TypeGuard[Budget]:
+    return isinstance(value, Budget) and not isinstance(value, type)
 
 
 def as_budget(budget: object) -> Budget:
@@ -386,9 +407,9 @@ def as_budget(budget: object) -> Budget:
         return Remove(int(budget))
     if is_number(budget):
         return Fraction(float(budget))
-    if isinstance(budget, str) and budget in _NAMED:
+    if isinstance(budget, str) and budget in budget_names():
         return _NAMED[budget]
-    if isinstance(budget, Budget) and not isinstance(budget, type):
+    if _is_budget(budget):
         return budget
     raise PlanError(
         "a budget is an int (rectifiers), a float (fraction of them), a Budget or one of "
