@@ -20,6 +20,7 @@ from fxreduce.planning.budgets import Context, Judge, Shortfall, register_budget
 from fxreduce.planning.importance import register_importance
 from fxreduce.planning.measure import SiteStatistics
 from fxreduce.planning.ranking import Importance, Rank, Stage
+from fxreduce.report.trial import Trial
 
 __all__ = [
     "AffineCall",
@@ -38,6 +39,7 @@ __all__ = [
     "Shortfall",
     "SiteStatistics",
     "Stage",
+    "Trial",
     "argument",
     "module_input",
     "module_of",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,11 +16,13 @@ from fxreduce.cli.data import Data, load_data
 from fxreduce.cli.demo import Settings, run
 from fxreduce.cli.demo_table import as_json, as_text
 from fxreduce.cli.models import LoadedModel, load_model
+from fxreduce.cli.report_file import check_report, save_report
 from fxreduce.cli.saving import check_destination, save
 from fxreduce.cli.training import agreement
 from fxreduce.cli.weights import load_weights
 from fxreduce.errors import PlanError, UnsupportedError
 from fxreduce.planning.budgets import Budget, as_budget
+from fxreduce.report.report import Latency
 from fxreduce.timing import median_latencies
 
 _ROUNDS = 20
@@ -100,6 +102,8 @@ def reduce(arguments: argparse.Namespace) -> None:
     """Reduce a model, write the result, and print the report with what it costs and gains."""
     # What can be refused is refused before the long work begins.
     check_destination(arguments.out)
+    if arguments.report is not None:
+        check_report(arguments.report)
     budget = parse_budget(arguments.budget)
     inputs = Inputs.load(arguments)
     plan = inputs.analyze(arguments).plan(
@@ -117,8 +121,14 @@ def reduce(arguments: argparse.Namespace) -> None:
     held_out = next(iter(inputs.data.held_out))[0].to(arguments.device)
     calls = [partial(module, held_out[:1]) for module in (original, reduced)]
     before, after = median_latencies(calls, held_out.device, rounds=_ROUNDS)
-    written = save(arguments.out, plan, reduced, held_out)
-    report = fxreduce.report(reduced)
+    written = [save(arguments.out, plan, reduced, held_out)]
+    report = replace(
+        fxreduce.report(reduced),
+        latency=Latency(before, after, f"one image on {arguments.device}"),
+        agreement=agreeing,
+    )
+    if arguments.report is not None:
+        written.append(save_report(arguments.report, report))
     if arguments.json:
         figures = {
             "report": json.loads(report.to_json()),
@@ -139,7 +149,7 @@ def reduce(arguments: argparse.Namespace) -> None:
         f"{before * 1e3:.2f} -> {after * 1e3:.2f} ms for one image on {arguments.device}, "
         f"{before / after:.2f} times as fast (median of {_ROUNDS} forwards in turns, eager)"
     )
-    print(written)
+    print("\n".join(written))
 
 
 def parse_budget(text: str) -> Budget:

@@ -95,6 +95,12 @@ def _add_reduce(parser: argparse.ArgumentParser) -> None:
         "FILE.json: the plan for fxreduce.Plan.load",
     )
     parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE.html",
+        help="write the report as a page, too, with charts and the graph before and after",
+    )
+    parser.add_argument(
         "--budget",
         default="auto",
         metavar="B",

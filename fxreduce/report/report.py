@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from html import escape
 
 from torch.fx import GraphModule
 
 from fxreduce.errors import UnsupportedError
 from fxreduce.graph.recorder import RefusedRewrite
+from fxreduce.report.graph_view import NOTHING, GraphView
+from fxreduce.report.page import page
 from fxreduce.report.table import table
+from fxreduce.report.trial import Trial
 
 REPORT = "fxreduce.report"  # GraphModule.meta key
 SCHEMA = 1
@@ -17,12 +22,34 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class SiteRow:
-    """One site of the model: its entropy in bits when it was last measured, and its fate."""
+    """One site of the model: what was last measured of it, and its fate.
+
+    Attributes:
+        name, kind: the site's name and its rectifier's kind.
+        removed: whether it is gone.
+        entropy: in bits; None where nothing was measured.
+        importance: what it was ranked by; None where it was not ranked.
+    """
 
     name: str
     kind: str
     removed: bool
     entropy: float | None = None
+    importance: float | None = None
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long one forward takes, in seconds, of the original and of the reduced model.
+
+    Attributes:
+        before, after: in seconds.
+        setting: on what they were measured, in words.
+    """
+
+    before: float
+    after: float
+    setting: str
 
 
 @dataclass(frozen=True)
@@ -40,6 +67,11 @@ class Report:
             inputs told the shapes.
         max_error: the largest deviation of the merged from the unmerged graph, relative to the
             largest output; None where it was not verified.
+        trials: what the budget measured of the models that were tried.
+        graph_before, graph_after: the graphs as they are drawn.
+        latency: where somebody measured it and put it in with `dataclasses.replace`.
+        agreement: how often predictions are the original's on data that planning has not seen,
+            from 0 to 1; put in likewise.
     """
 
     rung: str
@@ -52,10 +84,40 @@ class Report:
     macs_before: int | None
     macs_after: int | None
     max_error: float | None
+    trials: tuple[Trial, ...] = ()
+    graph_before: GraphView = NOTHING
+    graph_after: GraphView = NOTHING
+    latency: Latency | None = None
+    agreement: float | None = None
+
+    @property
+    def merged(self) -> Mapping[str, tuple[str, ...]]:
+        """The operators that merging made, by name, each with the names of what is merged in it."""
+        return {node.label: node.origins for node in self.graph_after.nodes if node.origins}
 
     def to_json(self) -> str:
-        """The report as JSON; `schema` numbers the layout."""
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2)
+        """The report as JSON, without the graphs; `schema` numbers the layout.
+
+        The page "JSON output" of the documentation describes it. Fields may be added under one
+        number; a field that changes or goes raises it.
+        """
+        content = asdict(replace(self, graph_before=NOTHING, graph_after=NOTHING))
+        del content["graph_before"], content["graph_after"]
+        return json.dumps({"schema": SCHEMA, **content, "merged": dict(self.merged)}, indent=2)
+
+    def to_html(self) -> str:
+        """The report as one HTML page that needs nothing else, with charts and both graphs.
+
+        Write it with `Path(...).write_text(report.to_html(), encoding="utf-8")`.
+        """
+        return page(self)
+
+    def _repr_html_(self) -> str:
+        """The page in a frame of its own, for notebooks."""
+        return (
+            f'<iframe srcdoc="{escape(self.to_html())}" sandbox="allow-scripts" '
+            'title="fxreduce report" style="width:100%;height:40rem;border:0"></iframe>'
+        )
 
     def __str__(self) -> str:
         parts = [self.summary()]
