@@ -1,8 +1,9 @@
 """Where the nodes and edges of a graph stand when it is drawn from top to bottom.
 
 Layered, as Sugiyama et al. (1981) draw graphs, without crossing minimisation: networks are chains
-with short branches and skips. A node stands one row below its lowest input. An edge that passes
-rows runs in a lane of its own to the right of what it passes.
+with short branches and skips. A node stands one row below its lowest input; one without inputs, one
+row above its first reader. An edge that passes rows runs in a lane of its own to the right of what
+it passes.
 """
 
 from __future__ import annotations
@@ -38,9 +39,7 @@ def layout(inputs: Sequence[Sequence[int]]) -> Layout:
     Args:
         inputs: for each node, in an order of execution, the places of its inputs.
     """
-    rows: list[int] = []
-    for given in inputs:
-        rows.append(1 + max((rows[each] for each in given), default=-1))
+    rows = _rows(inputs)
     columns = _columns(inputs, rows)
     nodes = [
         (_MARGIN + column * _COLUMN, _MARGIN + row * _ROW)
@@ -50,6 +49,17 @@ def layout(inputs: Sequence[Sequence[int]]) -> Layout:
     return Layout(
         nodes, edges, right + _MARGIN, 2 * _MARGIN + max(rows, default=0) * _ROW + NODE_HEIGHT
     )
+
+
+def _rows(inputs: Sequence[Sequence[int]]) -> list[int]:
+    """The row of each node: one below its lowest input, or one above its first reader."""
+    rows: list[int] = []
+    for given in inputs:
+        rows.append(1 + max((rows[each] for each in given), default=-1))
+    for node in [each for each, given in enumerate(inputs) if not given]:
+        readers = [row for row, read in zip(rows, inputs, strict=True) if node in read]
+        rows[node] = min(readers, default=1) - 1
+    return rows
 
 
 def _columns(inputs: Sequence[Sequence[int]], rows: Sequence[int]) -> list[int]:
