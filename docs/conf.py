@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
+from sphinx.application import Sphinx
 
 import fxreduce
 
@@ -57,12 +60,37 @@ intersphinx_mapping = {n: (a, None) for n, a in _INVENTORIES.items() if _reachab
 # Names of other projects, type variables, and aliases that autodoc writes by their short names.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|matplotlib|collections|typing|pathlib|os|dataclasses)\..*"),
-    (r"py:.*", r"(nn\.|fx\.)?(Any|Callable|ClassVar|Collection|ExportedProgram|Figure|GraphModule|"
-               r"Iterable|Literal|Mapping|Module|Node|PathLike|Path|Sequence|Tensor|Protocol|optional)"),
-    (r"py:.*", r"(Forward|Model|SiteImportance|Fingerprint|Region|Reader|Operator|Target|T)"),
-    (r"py:.*", r"(bool|float|int|str|dict|tuple|list|None|\[.*\]|.* .*|O|tuple\[.*)"),
+    (r"py:.*", r"(nn\.)?(Any|Callable|Collection|Figure|GraphModule|Iterable|Mapping|Module|Node)"),
+    (r"py:.*", r"(nn\.)?(ExportedProgram|Literal|PathLike|Path|Sequence|Tensor|optional)"),
+    (r"py:.*", r"Forward|Model|SiteImportance|Fingerprint|Region|Reader|Operator|Target|Argument"),
     (r"py:.*", r"fxreduce\.(calibration|graph|dynamo|operators|planning|passes|report)\..*"),
-]  # fmt: skip
+]
+
+
+def _several_names(
+    app: Sphinx,  # noqa: ARG001
+    what: str,  # noqa: ARG001
+    name: str,  # noqa: ARG001
+    obj: object,  # noqa: ARG001
+    options: object,  # noqa: ARG001
+    lines: list[str],
+) -> None:
+    """Napoleon takes "a, b: text" for one name: fields become "a/b: text", errors a line each."""
+    several = re.compile(r"^( +)(\w+(?:, \w+)+): ?(.*)")
+    for place, line in reversed(list(enumerate(lines))):
+        if (found := several.match(line)) is None:
+            continue
+        indent, names, text = found.groups()
+        if names.endswith("Error"):
+            lines[place : place + 1] = [f"{indent}{each}: {text}" for each in names.split(", ")]
+        else:
+            lines[place] = f"{indent}{names.replace(', ', '/')}: {text}"
+
+
+def setup(app: Sphinx) -> None:
+    """Before Napoleon reads the docstrings."""
+    app.connect("autodoc-process-docstring", _several_names, priority=100)
+
 
 html_theme = "furo"
 html_title = "fxreduce"

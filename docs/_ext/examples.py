@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fxreduce.graph.capture import capture
+from fxreduce.operators.cost import FlopsCost
 from fxreduce.passes.base import Pass
 from fxreduce.passes.linearise import Linearise
 from fxreduce.passes.observe import Observe
 from fxreduce.passes.pipeline import PREPARE, finishing, merging
-from fxreduce.operators.cost import FlopsCost
 from fxreduce.report.graph_view import GraphView, graph_view
 
 
@@ -50,6 +50,7 @@ class Example:
 
 
 def conv(inputs: int, outputs: int, kernel: int, **options: int) -> nn.Conv2d:
+    """A convolution of odd kernel that keeps the size."""
     return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, **options)
 
 

@@ -28,21 +28,31 @@ class PassDirective(SphinxDirective):
         module = import_module(f"fxreduce.passes.{name}")
         self.env.note_dependency(module.__file__)
         parts = sections(cleandoc(module.__doc__ or ""))
-        parts["Before/After"].append(self._pictures(name))
+        if name in EXAMPLES:  # a refitted graph looks as it did
+            parts["Before/After"].append(picture(name))
         return [_section(title, content) for title, content in parts.items() if content]
 
-    def _pictures(self, name: str) -> nodes.Node:
-        if name not in EXAMPLES:
-            return nodes.comment()
-        before, after = EXAMPLES[name].views(name)
-        removed = {node.site for node in before.nodes} - {node.site for node in after.nodes}
-        gone = {each for each in removed if each is not None}
-        made = ["merged" if node.origins else "kept" for node in after.nodes]
-        figures = (
-            _figure("Before", before, fates(before, gone, after)),
-            _figure("After", after, made),
-        )
-        return nodes.raw("", f'<div class="rewrite">{"".join(figures)}</div>', format="html")
+
+class PictureDirective(SphinxDirective):
+    """The graph before and after one pass."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        return [picture(self.arguments[0])]
+
+
+def picture(name: str) -> nodes.Node:
+    """What the pass of that name does to its example."""
+    before, after = EXAMPLES[name].views(name)
+    removed = {node.site for node in before.nodes} - {node.site for node in after.nodes}
+    gone = {each for each in removed if each is not None}
+    made = ["merged" if node.origins else "kept" for node in after.nodes]
+    figures = (
+        _figure("Before", before, fates(before, gone, after)),
+        _figure("After", after, made),
+    )
+    return nodes.raw("", f'<div class="rewrite">{"".join(figures)}</div>', format="html")
 
 
 def sections(text: str) -> dict[str, list[nodes.Node]]:
@@ -92,5 +102,7 @@ def _figure(title: str, view: GraphView, what: list[str]) -> str:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
+    """Add the directives."""
     app.add_directive("pass", PassDirective)
+    app.add_directive("pass-picture", PictureDirective)
     return {"parallel_read_safe": True}
