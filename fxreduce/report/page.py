@@ -46,7 +46,8 @@ def page(report: Report) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>fxreduce report</title><style>{_asset('graph.css')}{_asset('page.css')}</style></head><body><header>"
+        f"<title>fxreduce report</title><style>{_asset('graph.css')}{_asset('page.css')}</style>"
+        "</head><body><header>"
         f'<h1>fxreduce report</h1><p class="summary">{escape(report.summary())}</p>{_cards(report)}'
         f'<nav aria-label="Sections">{links}</nav></header><main>{body}</main>'
         f'<script type="application/json" id="report">{data}</script>'
