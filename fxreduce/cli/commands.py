@@ -25,6 +25,7 @@ from fxreduce.planning.budgets import Budget, as_budget
 from fxreduce.report.report import Latency
 from fxreduce.timing import median_latencies
 
+SCHEMA = 1  # of what --json prints; the documentation's page "JSON output" describes it
 _ROUNDS = 20
 
 
@@ -70,6 +71,7 @@ class Inputs:
     def describe(self) -> dict[str, Any]:
         """What the figures were made from, for the JSON output."""
         return {
+            "schema": SCHEMA,
             "model": self.model.name,
             "data": self.data.name,
             "image_size": list(self.model.images.size),

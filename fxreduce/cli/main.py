@@ -1,7 +1,7 @@
 """The entry point: arguments in, an exit code out.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 done, 2 a request
-that cannot be served (argparse's too), 130 interrupted.
+that cannot be served (argparse's too), 130 interrupted, 141 the reader of the output has left.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import fxreduce
 from fxreduce.cli.commands import analyze, demo, reduce
+from fxreduce.cli.completion import add_completion
 from fxreduce.errors import FxReduceError
 from fxreduce.operators.cost import cost_names
 from fxreduce.planning.candidates import CANDIDATES
@@ -43,13 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fxreduce",
+        epilog="Exit codes: 0 done, 2 the request cannot be served and one line says why, 130 "
+        "interrupted, 141 the reader of the output has left.",
         description="Remove the rectifiers of a trained network that decide least, and merge the "
         "linear operators that then stand next to each other.",
     )
+    parser.add_argument("--version", action="version", version=f"fxreduce {fxreduce.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_demo(commands.add_parser("demo", help="train, reduce and measure two small networks"))
     _add_analyze(commands.add_parser("analyze", help="measure the rectifiers of a model"))
     _add_reduce(commands.add_parser("reduce", help="reduce a model and write it to a file"))
+    add_completion(commands.add_parser("completion", help="print a shell's completions"), parser)
     return parser
 
 
