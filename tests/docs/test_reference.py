@@ -49,7 +49,8 @@ PUBLIC = dict(public())
 def test_every_public_name_says_what_it_is(name: str) -> None:
     last = name.rpartition(".")[2]
     promised = (vars(protocol).get(last) for protocol in PROTOCOLS)
-    documented = next(filter(None, map(inspect.getdoc, (PUBLIC[name], *promised))), "")
+    texts = [inspect.getdoc(each) for each in (PUBLIC[name], *promised) if each is not None]
+    documented = next(filter(None, texts), "")
     # A dataclass without a docstring has its signature for one.
     assert not documented.startswith(f"{last}("), name
     assert len(documented.split()) >= 3
