@@ -7,11 +7,13 @@ The clean environments get torch and networkx from the package index, some gigab
 from __future__ import annotations
 
 import argparse
+import gzip
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,7 +44,26 @@ def build(folder: Path) -> list[Path]:
             stdout=subprocess.DEVNULL,
             check=True,
         )
+    for sdist in folder.glob("*.tar.gz"):
+        _settle(sdist, int(seconds))
     return sorted(folder.iterdir())
+
+
+def _settle(sdist: Path, seconds: int) -> None:
+    """Write an sdist anew without what setuptools takes from the clock and the user."""
+    settled = sdist.with_suffix(".new")
+    with (
+        tarfile.open(sdist) as old,
+        settled.open("wb") as raw,
+        gzip.GzipFile("", "wb", fileobj=raw, mtime=seconds) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as new,
+    ):
+        for member in sorted(old.getmembers(), key=lambda each: each.name):
+            member.mtime, member.uid, member.gid = seconds, 0, 0
+            member.uname = member.gname = ""
+            member.pax_headers = {}
+            new.addfile(member, old.extractfile(member) if member.isreg() else None)
+    settled.replace(sdist)
 
 
 def prove(file: Path, *, borrow: bool) -> None:
@@ -56,7 +77,7 @@ def prove(file: Path, *, borrow: bool) -> None:
             (site,) = Path(folder, "lib").glob("python*/site-packages")
             site.joinpath("borrowed.pth").write_text(sysconfig.get_path("purelib"))
         subprocess.run([python, "-m", "pip", "install", "-q", *options, str(file)], check=True)
-        subprocess.run([python, "-c", TRIAL], cwd=folder, check=True)
+        subprocess.run([python, "-I", "-c", TRIAL], cwd=folder, check=True)
 
 
 def main() -> None:
