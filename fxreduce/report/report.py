@@ -122,22 +122,24 @@ class Report:
     def __str__(self) -> str:
         parts = [self.summary()]
         if self.sites:
-            rows = [
-                (
-                    row.name,
-                    row.kind,
-                    "" if row.entropy is None else f"{row.entropy:.4f}",
-                    f"removed {self.removed.index(row.name) + 1}" if row.removed else "kept",
-                )
-                for row in self.sites
-            ]
-            parts.append(table(("site", "kind", "entropy (bits)", "decision"), rows, left=2))
+            ranked = any(row.importance not in (None, row.entropy) for row in self.sites)
+            header = ("site", "kind", "entropy (bits)", *(["importance"] if ranked else []))
+            rows = [(*self._measures(row, ranked), self._fate(row)) for row in self.sites]
+            parts.append(table((*header, "decision"), rows, left=2))
         if self.decisions:
             parts.append("\n".join(f"- {line}" for line in self.decisions))
         if self.refusals:
             lines = (f"- {each.where} ({each.rewrite}): {each.reason}" for each in self.refusals)
             parts.append("\n".join(("left undone:", *lines)))
         return "\n\n".join(parts)
+
+    def _measures(self, row: SiteRow, ranked: bool) -> tuple[str, ...]:
+        entropy = "" if row.entropy is None else f"{row.entropy:.4f}"
+        importance = "" if row.importance is None else f"{row.importance:.4g}"
+        return (row.name, row.kind, entropy, *([importance] if ranked else []))
+
+    def _fate(self, row: SiteRow) -> str:
+        return f"removed {self.removed.index(row.name) + 1}" if row.removed else "kept"
 
     def summary(self) -> str:
         """One sentence with the figures that matter."""
@@ -146,7 +148,8 @@ class Report:
             f"{self.operators_before} → {self.operators_after} affine operators",
         ]
         if self.macs_before is not None and self.macs_after is not None:
-            figures.append(f"{self.macs_before:,} → {self.macs_after:,} multiply-adds")
+            change = f" ({self.macs_after / self.macs_before - 1:+.1%})" if self.macs_before else ""
+            figures.append(f"{self.macs_before:,} → {self.macs_after:,} multiply-adds{change}")
         if self.max_error is not None:
             figures.append(f"merged equals unmerged to {self.max_error:.1e}")
         return ", ".join(figures) + f" (captured by {self.rung})"
