@@ -97,3 +97,4 @@ html_title = "fxreduce"
 html_static_path = ["_static", "../fxreduce/report/graph.css"]
 html_css_files = ["graph.css", "docs.css"]
 html_show_sphinx = False
+html_show_copyright = False

@@ -14,7 +14,7 @@ def _inline(translator: HTML5Translator, node: nodes.math) -> None:
 
 
 def _block(translator: HTML5Translator, node: nodes.math_block) -> None:
-    translator.body.append(f"<div>{tex2mathml(node.astext(), as_block=True)}</div>")
+    translator.body.append(f"<div class='formula'>{tex2mathml(node.astext(), as_block=True)}</div>")
     raise nodes.SkipNode
 
 
