@@ -192,7 +192,26 @@ def test_a_browser_opens_it_offline_without_complaint(
     content = re.search(r'id="report">(.*?)</script>', seen, re.DOTALL)
     assert content is not None
     assert json.loads(content[1]) == json.loads(report.to_json())
-    assert seen.count('class="chosen') == 0
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+def test_keys_choose_merged_operators_and_zoom(report: fxreduce.Report, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    pressed = (
+        "<script>for (const key of ['n', '0']) document.querySelectorAll('.scroll')[1]"
+        ".dispatchEvent(new KeyboardEvent('keydown', {key}))</script></body>"
+    )
+    path.write_text(report.to_html().replace("</body>", pressed), encoding="utf-8")
+    seen, console = opened(path, tmp_path / "profile")
+    assert console == ""
+    page = Page(seen)
+    name, origins = next(iter(report.merged.items()))
+    chosen = re.findall(r'class="node [^"]*chosen" data-label="([^"]*)"', seen)
+    labels = {node.label for node in report.graph_before.nodes}
+    assert sorted(chosen) == sorted([name, *labels.intersection(origins)])
+    assert f"{name}: {', '.join(origins)}" in page.texts["graph"]
+    whole = re.findall(r'<svg width="([\d.]+)"[^>]*viewBox="0 0 ([\d.]+)', seen)
+    assert all(float(width) != float(own) for width, own in whole)
 
 
 @pytest.mark.zoo
