@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Node
 from fxreduce.graph.affine import AffineCall, is_weightless, read_affine
 from fxreduce.graph.border_corrected import BorderCorrectedConv
 from fxreduce.graph.nodes import label, module_of, operation, shape_of
-from fxreduce.graph.recorder import origins
+from fxreduce.graph.recorder import absorbed
 from fxreduce.graph.rectifiers import find_sites
 from fxreduce.operators.affine import Conv, Operator, Refusal
 
@@ -68,7 +68,7 @@ def graph_view(graph_module: GraphModule) -> GraphView:
                 tuple(places[each] for each in node.all_input_nodes if each in places),
                 shape_of(node),
                 site.name if site else None,
-                origins(node),
+                absorbed(node),
             )
         )
     return GraphView(tuple(views))

@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node, Tracer, symbolic_trace
 
 from fxreduce.graph.capture import capture
 from fxreduce.graph.nodes import shape_of
-from fxreduce.graph.recorder import Edit, Recorder, RefusedRewrite, origins, share
+from fxreduce.graph.recorder import Edit, Recorder, RefusedRewrite, absorbed, share
 
 
 def chain() -> GraphModule:
@@ -200,7 +200,7 @@ def test_a_call_that_stands_in_takes_the_path_of_nodes_that_are_to_go() -> None:
     assert (stand_in.target, other.target) == ("0", "2")
     assert shape_of(stand_in) == (5, 4)
     assert shape_of(other) is None
-    assert (origins(stand_in), origins(other)) == (("0",), ("2",))
+    assert (absorbed(stand_in), absorbed(other)) == (("0",), ("2",))
     recorder.replace(last, other, "why")
     recorder.replace(first, stand_in, "why")
     assert recorder.counts() == {"created": 2, "replaced": 2}
