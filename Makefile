@@ -11,7 +11,8 @@ STAMP   := $(VENV)/.fxreduce-installed
 PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types docs zoo fuzz bench-calibration bench-fusion bench-scale bench-cost bench-backend backend
+.PHONY: help demo test check lint types docs zoo fuzz dist backend
+.PHONY: bench-calibration bench-fusion bench-scale bench-cost bench-backend
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 24
@@ -31,10 +32,8 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-docs: $(STAMP)
-ifneq ($(wildcard docs/conf.py),)
+docs: $(STAMP) ## build the documentation into docs/_build/html, warnings being errors
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
-endif
 
 fuzz: $(STAMP) ## run the property tests on many more examples
 	$(PYTEST) -m hypothesis --hypothesis-profile=fuzz
@@ -60,6 +59,9 @@ bench-cost: $(STAMP) ## compare what a cost model says of operators with the tim
 bench-backend: $(STAMP) ## time the backend for torch.compile against inductor, and show what is stale
 	$(BIN)/python benchmarks/backend.py
 	$(BIN)/python -m tests.backend.staleness
+
+dist: $(STAMP) ## build sdist and wheel, twice with the same bytes, and install them in clean environments
+	$(BIN)/python .ci/dist.py
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \

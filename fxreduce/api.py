@@ -162,6 +162,11 @@ def fuse(
 
     Returns:
         A GraphModule in eval mode; `fxreduce.report` tells what was refused and why.
+
+    Raises:
+        CaptureError: the model is in train mode or cannot be captured.
+        UnsupportedError: `exact` is not True, or a pass or the cost model is not known.
+        EquivalenceError: a merge changed what the unmerged graph computes.
     """
     if not exact:
         raise UnsupportedError("fuse merges exactly; approximate merging needs calibration data")

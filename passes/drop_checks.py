@@ -3,7 +3,8 @@
     Before: y = conv(x); n = y.ndim; _assert(n == 4); z = bn(y)        After: y = conv(x); z = bn(y)
 
 Exact wherever the assertions hold. They stand in the way, as they read the value between two
-operators, and where they fail the operators themselves refuse the shape. Cost: a few calls less.
+operators, and where they fail the operators themselves refuse the shape. Restrictions: only shapes
+are looked at, no values. Cost: a few calls less.
 """
 
 from __future__ import annotations

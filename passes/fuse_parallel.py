@@ -5,7 +5,8 @@
     Before: y = conv3x3(x); z = conv1x1(x); w = y + z        After: w = merged(x)
 
 Restrictions: those of `operators.add` (same stride, same shape); each branch has one reader; the
-merged operator must not cost more than the branches and their addition.
+merged operator must not cost more than the branches and their addition. Cost: one call and one read
+of the input instead of two, and no addition.
 """
 
 from __future__ import annotations

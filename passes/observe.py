@@ -7,9 +7,10 @@
 Exact: the values of the graph stay what they are, bit for bit. The observer stands before the
 rectifier, as an in-place rectifier overwrites what is to be observed; where it can rectify block by
 block itself it takes the rectifier's place, and that of a batch-norm in eval mode which only the
-rectifier reads: all share one way through memory. Cost: one read of each pre-activation, or none
-where a batch-norm is taken along, as its result is not written to memory and read again. Source:
-EASIER (ECML PKDD 2024), the state of a neuron is the sign of its pre-activation.
+rectifier reads: all share one way through memory. Restrictions: calibration takes the observed
+graph, never the result. Cost: one read of each pre-activation, or none where a batch-norm is taken
+along, as its result is not written to memory and read again. Source: EASIER (ECML PKDD 2024), the
+state of a neuron is the sign of its pre-activation.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from fxreduce.errors import UnsupportedError
+from fxreduce.extensions import load_extensions
 from fxreduce.operators.cost import CostModel, FlopsCost
 from fxreduce.passes.base import Pass, Pipeline, Repeat, pass_names
 from fxreduce.passes.commute_pooling import CommutePooling
@@ -66,6 +67,7 @@ def finishing(cost: CostModel) -> tuple[Pass, ...]:
 
 def fusion(cost: CostModel) -> Pipeline:
     """Merge all that is exact and pays."""
+    load_extensions("passes")
     return (Repeat((*merging(cost), *_REGISTERED)), *finishing(cost))
 
 
@@ -76,6 +78,9 @@ def register_pass(rewrite: Pass) -> Pass:
     """Let a pass of your own take its turn with the merging passes, checked as they are.
 
     Registering a pass of the same name replaces it.
+
+    Args:
+        rewrite: see `fxreduce.passes.base.Pass`.
 
     Raises:
         UnsupportedError: the pass is not exact, or has the name of a pass of fxreduce.

@@ -15,7 +15,7 @@ import fxreduce
 ROOT = Path(fxreduce.__file__).parent
 # From the ground floor up; what stands together may import each other.
 FLOORS = (
-    ("errors", "progress", "files", "timing"),
+    ("errors", "extensions", "progress", "files", "timing"),
     ("data",),
     ("operators",),
     ("graph",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,15 +15,18 @@ import fxreduce
 from fxreduce.cli.demo import Settings, run
 from fxreduce.cli.demo_table import as_json, as_text
 from fxreduce.cli.models import LoadedModel, data_format, load_model
+from fxreduce.cli.report_file import check_report, save_report
 from fxreduce.cli.saving import check_destination, save
 from fxreduce.cli.weights import load_weights
 from fxreduce.data.dataset import InputBatches, as_tensor
 from fxreduce.data.names import Data, load_data
 from fxreduce.errors import PlanError, UnsupportedError
 from fxreduce.planning.budgets import Budget, as_budget
+from fxreduce.report.report import Latency
 from fxreduce.timing import median_latencies
 from fxreduce.training.evaluate import agreement
 
+SCHEMA = 1  # of what --json prints; the documentation's page "JSON output" describes it
 _ROUNDS = 20
 
 
@@ -69,6 +72,7 @@ class Inputs:
     def describe(self) -> dict[str, Any]:
         """What the figures were made from, for the JSON output."""
         return {
+            "schema": SCHEMA,
             "model": self.model.name,
             "data": self.data.name,
             "image_size": None if self.model.images is None else list(self.model.images.size),
@@ -105,6 +109,8 @@ def reduce(arguments: argparse.Namespace) -> None:
     """Reduce a model, write the result, and print the report with what it costs and gains."""
     # What can be refused is refused before the long work begins.
     check_destination(arguments.out)
+    if arguments.report is not None:
+        check_report(arguments.report)
     budget = parse_budget(arguments.budget)
     inputs = Inputs.load(arguments)
     found = next(iter(inputs.data.held_out))[0]
@@ -124,8 +130,14 @@ def reduce(arguments: argparse.Namespace) -> None:
     agreeing = agreement(original, reduced, inputs.data.held_out, arguments.device)
     calls = [partial(module, held_out[:1]) for module in (original, reduced)]
     before, after = median_latencies(calls, held_out.device, rounds=_ROUNDS)
-    written = save(arguments.out, plan, reduced, held_out)
-    report = fxreduce.report(reduced)
+    written = [save(arguments.out, plan, reduced, held_out)]
+    report = replace(
+        fxreduce.report(reduced),
+        latency=Latency(before, after, f"one image on {arguments.device}"),
+        agreement=agreeing,
+    )
+    if arguments.report is not None:
+        written.append(save_report(arguments.report, report))
     if arguments.json:
         figures = {
             "report": json.loads(report.to_json()),
@@ -146,7 +158,7 @@ def reduce(arguments: argparse.Namespace) -> None:
         f"{before * 1e3:.2f} -> {after * 1e3:.2f} ms for one image on {arguments.device}, "
         f"{before / after:.2f} times as fast (median of {_ROUNDS} forwards in turns, eager)"
     )
-    print(written)
+    print("\n".join(written))
 
 
 def parse_budget(text: str) -> Budget:

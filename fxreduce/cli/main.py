@@ -1,7 +1,7 @@
 """The entry point: arguments in, an exit code out.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 done, 2 a request
-that cannot be served (argparse's too), 130 interrupted.
+that cannot be served (argparse's too), 130 interrupted, 141 the reader of the output has left.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import fxreduce
 from fxreduce.cli.commands import analyze, demo, reduce
+from fxreduce.cli.completion import add_completion
 from fxreduce.cli.schedule_arguments import add_schedule
 from fxreduce.cli.values import fraction, positive
 from fxreduce.data.names import NAMES
 from fxreduce.errors import FxReduceError
+from fxreduce.operators.cost import cost_names
 from fxreduce.planning.candidates import CANDIDATES
 from fxreduce.planning.importance import importance_names
 
@@ -48,9 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fxreduce",
+        epilog="Exit codes: 0 done, 2 the request cannot be served and one line says why, 130 "
+        "interrupted, 141 the reader of the output has left.",
         description="Remove the rectifiers of a trained network that decide least, and merge the "
         "linear operators that then stand next to each other.",
     )
+    parser.add_argument("--version", action="version", version=f"fxreduce {fxreduce.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_demo(commands.add_parser("demo", help="train, reduce and measure two small networks"))
     _add_analyze(commands.add_parser("analyze", help="measure the rectifiers of a model"))
@@ -58,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     schedule = commands.add_parser("schedule", help="run a published method, or compare them")
     add_schedule(schedule)
     _add_common(schedule)
+    add_completion(commands.add_parser("completion", help="print a shell's completions"), parser)
     return parser
 
 
@@ -103,6 +110,12 @@ def _add_reduce(parser: argparse.ArgumentParser) -> None:
         "FILE.json: the plan for fxreduce.Plan.load",
     )
     parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE.html",
+        help="write the report as a page, too, with charts and the graph before and after",
+    )
+    parser.add_argument(
         "--budget",
         default="auto",
         metavar="B",
@@ -128,10 +141,10 @@ def _add_reduce(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--cost",
-        choices=("flops", "latency"),
+        choices=cost_names(),
         default="flops",
-        help="what decides whether a merge pays: multiply-adds and memory, or the time that the "
-        "operators take on this machine (default %(default)s)",
+        help="what decides whether a merge pays: flops: multiply-adds and memory; latency: the "
+        "time that the operators take on this machine. Default %(default)s",
     )
     parser.add_argument(
         "--candidates",

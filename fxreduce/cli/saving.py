@@ -29,16 +29,21 @@ def check_destination(path: Path) -> None:
             f"--out {path}: the suffix says what to write: .pt2 for the reduced model "
             "(torch.export), .json for the plan"
         )
+    require_writable("--out", path)
+
+
+def require_writable(option: str, path: Path) -> None:
+    """Raise UsageError where the path that the option names cannot be written as a file."""
     if path.is_dir():
-        raise UsageError(f"--out {path} is a folder; name a file")
+        raise UsageError(f"{option} {path} is a folder; name a file")
     if not path.parent.is_dir():
-        raise UsageError(f"--out {path}: there is no folder {path.parent}; make it first")
+        raise UsageError(f"{option} {path}: there is no folder {path.parent}; make it first")
     try:
         # Permission bits do not tell for a superuser or a read-only file system; writing does.
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise UsageError(f"--out {path}: cannot write to {path.parent}: {error}") from error
+        raise UsageError(f"{option} {path}: cannot write to {path.parent}: {error}") from error
 
 
 def save(path: Path, plan: fxreduce.Plan, reduced: GraphModule, images: Tensor) -> str:

@@ -13,9 +13,11 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import Argument, Target, map_arg
 
 from fxreduce.graph.aliases import Aliases, makes_fresh
-from fxreduce.graph.nodes import SHAPE, module_path
+from fxreduce.graph.nodes import SHAPE, label, module_path
 from fxreduce.graph.paths import Paths
 from fxreduce.graph.values import VALUE
+
+_ABSORBED = "fxreduce.absorbed"  # node.meta key: what a merged call has taken the place of
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Recorder:
             self._aliases = None
         if self._aliases is not None:
             self._aliases.add(merged, place_of=nodes[0], memory_of=nodes[-1])
-        merged.meta = dict(nodes[-1].meta)
+        merged.meta = nodes[-1].meta | {_ABSORBED: _labels(nodes)}
         self.edits.append(Edit("created", merged.name, why))
         self._replace(nodes[-1], merged, why)
         for node in reversed(nodes[:-1]):
@@ -111,7 +113,9 @@ class Recorder:
         """
         path = self._free_path(nodes)
         self._set_module(path, module)
-        return self.create("call_module", path, (given,), {}, before, shape, why)
+        stand_in = self.create("call_module", path, (given,), {}, before, shape, why)
+        stand_in.meta[_ABSORBED] = _labels(nodes)
+        return stand_in
 
     def create(
         self,
@@ -260,6 +264,18 @@ class Recorder:
                 setattr(owner, parent, nn.Module())
             owner = getattr(owner, parent)
         setattr(owner, name, module)
+
+
+def absorbed(node: Node) -> tuple[str, ...]:
+    """The labels of the nodes that merging has put into this one; none where it is as it was."""
+    found: tuple[str, ...] = node.meta.get(_ABSORBED, ())
+    return found
+
+
+def _labels(nodes: Sequence[Node]) -> tuple[str, ...]:
+    """The labels of nodes that are about to be merged, each once, in order."""
+    labels = (each for node in nodes for each in absorbed(node) or (label(node),))
+    return tuple(dict.fromkeys(labels))
 
 
 def share(graph_module: GraphModule) -> GraphModule:

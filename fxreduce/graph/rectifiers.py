@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fxreduce.errors import UnsupportedError
+from fxreduce.extensions import load_extensions
 from fxreduce.graph.nodes import (
     argument,
     is_inplace,
@@ -84,10 +85,10 @@ def register_rectifier(
 
     Args:
         kind: its name in reports. Registering a kind again adds to what it is found by.
-        modules: module classes. In a symbolic trace they must be leaves, or their forward must
-            call one of `functions`.
-        functions: Python functions that take the pre-activation first. Wrap them with
-            `torch.fx.wrap`, or they are traced through.
+        modules: module classes; a symbolic trace keeps their calls whole.
+        functions: Python functions that take the pre-activation first. A symbolic trace keeps
+            their calls whole where they are called by a name of the caller's module; elsewhere
+            wrap them with `torch.fx.wrap`.
         operations: names of torch functions, tensor methods and ATen operators, such as "relu".
         elementwise: False where the function depends on the channel, as PReLU does.
 
@@ -146,6 +147,7 @@ def _given(node: Node) -> Node | None:
 
 
 def _lookup(graph_module: GraphModule, node: Node) -> RectifierKind | None:
+    load_extensions("rectifiers")
     module = module_of(graph_module, node)
     if module is not None:
         return None if "forward" in vars(module) else _kind_of_class(type(module))
@@ -156,8 +158,15 @@ def _lookup(graph_module: GraphModule, node: Node) -> RectifierKind | None:
 
 
 def is_rectifier_module(module: nn.Module) -> bool:
-    """Whether a call of the module is a rectifier."""
+    """Whether the module is of a registered class, or of one that has kept its forward."""
+    load_extensions("rectifiers")
     return _kind_of_class(type(module)) is not None
+
+
+def rectifier_functions() -> tuple[Callable[..., Tensor], ...]:
+    """The registered functions from outside torch."""
+    load_extensions("rectifiers")
+    return tuple(_REGISTRY.functions)
 
 
 def _kind_of_class(cls: type) -> RectifierKind | None:

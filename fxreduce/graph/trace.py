@@ -10,9 +10,10 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Tracer
 
 from fxreduce.errors import CaptureError
+from fxreduce.graph.affine import is_operator_module, operator_functions
 from fxreduce.graph.border_corrected import BorderCorrectedConv
 from fxreduce.graph.export import Rebuild
-from fxreduce.graph.rectifiers import is_rectifier_module
+from fxreduce.graph.rectifiers import is_rectifier_module, rectifier_functions
 from fxreduce.graph.signature import Arguments, checks, constants, require_defaults
 from fxreduce.graph.state import kept_state
 
@@ -21,7 +22,7 @@ _HOLDS_RECTIFIERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 
 class _Tracer(Tracer):
-    """Keeps some modules and functions whole, torch's own modules among them.
+    """Keeps some modules and functions whole, torch's own and registered ones among them.
 
     Args:
         leaves, functions: what is kept whole.
@@ -37,14 +38,20 @@ class _Tracer(Tracer):
         fixed: Mapping[str, Any] | None = None,
         checked: Iterable[tuple[Any, ...]] = (),
     ) -> None:
-        super().__init__(autowrap_functions=tuple(functions))
+        registered = (*rectifier_functions(), *operator_functions())
+        super().__init__(autowrap_functions=(*functions, *registered))
         # A border depends on the size of the input, which a symbolic trace does not know.
         self._leaves: tuple[type[nn.Module], ...] = (BorderCorrectedConv, Rebuild, *leaves)
         self._constants = fixed or {}
         self._checks = {name: (check, more) for check, name, *more in checked}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, self._leaves) or super().is_leaf_module(m, module_qualified_name)
+        return (
+            isinstance(m, self._leaves)
+            or is_rectifier_module(m)
+            or is_operator_module(m)
+            or super().is_leaf_module(m, module_qualified_name)
+        )
 
     def create_args_for_root(
         self,

@@ -56,10 +56,11 @@ class ScaleShift:
 class Conv:
     """A convolution of spatial rank 0 (Linear) to 3, as torch defines it.
 
-    weight: [Cout, Cin / groups, *k]; transposed: [Cin, Cout / groups, *k].
-    bias:   [Cout] or None where it is zero.
-    border: [Cout, *k] or None. The kernel of one more input channel that holds the constant 1 and
-            is padded with zeros like the input. It carries the bias of an operator that stood
+    Attributes:
+        weight: `[Cout, Cin / groups, *k]`; transposed: `[Cin, Cout / groups, *k]`.
+        bias: [Cout] or None where it is zero.
+        border: `[Cout, *k]` or None. The kernel of one more input channel that holds the constant 1
+            and is padded with zeros like the input. It carries the bias of an operator that stood
             before the padding, exactly and for every input size.
     """
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, runtime_checkable
 
 from fxreduce.errors import UnsupportedError
+from fxreduce.extensions import load_extensions
 from fxreduce.operators.affine import Conv, Operator
 from fxreduce.operators.setting import Setting, output_shape, positions, settings_along
 
@@ -71,8 +72,36 @@ _NAMED: dict[str, CostModel] = {"flops": FlopsCost()}
 
 
 def register_cost(name: str, model: CostModel) -> None:
-    """Let `cost=name` stand for a cost model."""
-    _NAMED[name] = model
+    """Let `cost=name` stand for a cost model, as does its own name, which plans keep.
+
+    Args:
+        name: any.
+        model: see `CostModel`.
+
+    Raises:
+        UnsupportedError: it is no cost model, or another one is known by its own name.
+    """
+    if not _is_model(model):
+        raise UnsupportedError(
+            "a cost model has a name and a method cost(operator, setting) -> float; seen: "
+            f"{model!r}"
+        )
+    if model.name != name and _NAMED.get(model.name, model) != model:
+        raise UnsupportedError(
+            f"a plan finds its cost model by the model's own name, so that no two can share one; "
+            f"another is known as {model.name!r}: give this one a name of its own"
+        )
+    _NAMED[model.name] = _NAMED[name] = model
+
+
+def cost_names() -> tuple[str, ...]:
+    """The names that cost models are known by."""
+    load_extensions("costs")
+    return tuple(_NAMED)
+
+
+def _is_model(value: object) -> TypeGuard[CostModel]:
+    return isinstance(value, CostModel) and not isinstance(value, type)
 
 
 def as_cost(cost: str | CostModel) -> CostModel:
@@ -81,9 +110,9 @@ def as_cost(cost: str | CostModel) -> CostModel:
     Raises:
         UnsupportedError: the name is not known.
     """
-    if isinstance(cost, CostModel) and not isinstance(cost, type):
+    if _is_model(cost):
         return cost
-    if isinstance(cost, str) and cost in _NAMED:
+    if cost in cost_names():  # compared, as what is no name may not be hashable
         return _NAMED[cost]
     raise UnsupportedError(
         f"cost is a CostModel or one of {', '.join(map(repr, _NAMED))}; seen: {cost!r}"

@@ -20,7 +20,7 @@ class Setting:
     """The input of an operator.
 
     Attributes:
-        shape: [N, C, *spatial], or [..., C] for spatial rank 0.
+        shape: `[N, C, *spatial]`, or `[..., C]` for spatial rank 0.
         dtype, device: of the input.
         channels_last: whether its memory has the channels last.
         nominal: whether the shape is only assumed, as no example inputs told it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isnan, nan
 from numbers import Integral, Real
 from typing import Any, Protocol, TypeGuard, TypeVar, runtime_checkable
@@ -14,7 +14,10 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from fxreduce.errors import CalibrationError, PlanError
+from fxreduce.extensions import load_extensions
+from fxreduce.graph.rectifiers import find_sites
 from fxreduce.planning.measure import SiteStatistics
+from fxreduce.report.trial import Trial
 
 T = TypeVar("T")
 
@@ -77,6 +80,31 @@ class Judge:
     def shortfall(self) -> Shortfall | None:
         """At the end: what was asked for and not reached, if so."""
         return None
+
+    def trials(self) -> tuple[Trial, ...]:
+        """At the end: what was measured of the original and of the models that were tried."""
+        return ()
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """Keeps what a judge measures, beside how many of the sites the model was without."""
+
+    measure: str
+    sites: int
+    trials: list[Trial] = field(default_factory=list)
+
+    @classmethod
+    def begin(cls, measure: str, original: GraphModule, value: float) -> _Trials:
+        trials = cls(measure, len(find_sites(original)))
+        trials.add(original, value, True)
+        return trials
+
+    def add(self, candidate: GraphModule, value: float, accepted: bool) -> bool:
+        """Keep what was measured; returns whether it was accepted."""
+        removed = self.sites - len(find_sites(candidate))
+        self.trials.append(Trial(self.measure, removed, value, accepted))
+        return accepted
 
 
 @runtime_checkable
@@ -151,6 +179,9 @@ class _AllJudge(Judge):
 
     def shortfall(self) -> Shortfall | None:
         return _first(judge.shortfall() for judge in self.judges)
+
+    def trials(self) -> tuple[Trial, ...]:
+        return tuple(trial for judge in self.judges for trial in judge.trials())
 
 
 def _first(found: Iterable[T | None]) -> T | None:
@@ -262,7 +293,8 @@ class MaxDrop(Combinable):
         return True
 
     def begin(self, context: Context) -> Judge:
-        return _DropJudge(self, self.value(context.original))
+        original = self.value(context.original)
+        return _DropJudge(self, original, _Trials.begin("evaluate", context.original, original))
 
     def value(self, module: nn.Module) -> float:
         """What `evaluate` says of a module.
@@ -287,10 +319,14 @@ class MaxDrop(Combinable):
 class _DropJudge(Judge):
     budget: MaxDrop
     original: float
+    seen: _Trials
+
+    def trials(self) -> tuple[Trial, ...]:
+        return tuple(self.seen.trials)
 
     def after(self, candidate: GraphModule) -> str | None:
         value = self.budget.value(candidate)
-        if self.original - value <= self.budget.drop:
+        if self.seen.add(candidate, value, self.original - value <= self.budget.drop):
             return None
         return (
             f"without it evaluate falls from {self.original:.4g} to {value:.4g}, by more than "
@@ -318,7 +354,8 @@ class Fidelity(Combinable):
 
     def begin(self, context: Context) -> Judge:
         expected = _predictions(context.outputs(context.original))
-        return _FidelityJudge(self.min_agreement, expected, context.outputs)
+        seen = _Trials.begin("agreement with the original", context.original, 1.0)
+        return _FidelityJudge(self.min_agreement, expected, context.outputs, seen)
 
 
 @dataclass(frozen=True)
@@ -326,11 +363,15 @@ class _FidelityJudge(Judge):
     min_agreement: float
     expected: Tensor
     outputs: Callable[[nn.Module], Sequence[Any]]
+    seen: _Trials
+
+    def trials(self) -> tuple[Trial, ...]:
+        return tuple(self.seen.trials)
 
     def after(self, candidate: GraphModule) -> str | None:
         same = _predictions(self.outputs(candidate)) == self.expected
         agreement = float(same.double().mean())
-        if agreement >= self.min_agreement:
+        if self.seen.add(candidate, agreement, agreement >= self.min_agreement):
             return None
         return (
             f"without it {agreement:.2%} of {same.numel()} predictions are the original's, "
@@ -372,8 +413,28 @@ _NAMED: dict[str, Budget] = {"auto": Fidelity(0.99)}
 
 
 def register_budget(name: str, budget: Budget) -> None:
-    """Let `budget=name` stand for a budget."""
+    """Let `budget=name` stand for a budget.
+
+    Args:
+        name: any that is not a number.
+        budget: an object with a method `begin(context) -> Judge`, see `Budget`.
+
+    Raises:
+        PlanError: it is no budget.
+    """
+    if not _is_budget(budget):
+        raise PlanError(f"a budget has a method begin(context) -> Judge; seen: {budget!r}")
     _NAMED[name] = budget
+
+
+def budget_names() -> tuple[str, ...]:
+    """The names that budgets are known by."""
+    load_extensions("budgets")
+    return tuple(_NAMED)
+
+
+def _is_budget(value: object) -> TypeGuard[Budget]:
+    return isinstance(value, Budget) and not isinstance(value, type)
 
 
 def as_budget(budget: object) -> Budget:
@@ -386,9 +447,9 @@ def as_budget(budget: object) -> Budget:
         return Remove(int(budget))
     if is_number(budget):
         return Fraction(float(budget))
-    if isinstance(budget, str) and budget in _NAMED:
+    if isinstance(budget, str) and budget in budget_names():
         return _NAMED[budget]
-    if isinstance(budget, Budget) and not isinstance(budget, type):
+    if _is_budget(budget):
         return budget
     raise PlanError(
         "a budget is an int (rectifiers), a float (fraction of them), a Budget or one of "

@@ -26,7 +26,9 @@ from fxreduce.passes.refit import Refit
 from fxreduce.planning.crop import crop
 from fxreduce.planning.example import Example
 from fxreduce.planning.payoff import not_paid
+from fxreduce.report.graph_view import graph_view
 from fxreduce.report.report import REPORT, Report, SiteRow
+from fxreduce.report.trial import Trial
 from fxreduce.verify import PIPELINE, Checker
 
 
@@ -44,6 +46,8 @@ class Decisions:
         entropies: entropies in bits, by site.
         lines: what was decided and why.
         refusals: what was refused before.
+        importances: of sites, by name.
+        trials: what the budget measured.
     """
 
     cost: CostModel
@@ -55,6 +59,8 @@ class Decisions:
     entropies: Mapping[str, float] = field(default_factory=dict)
     lines: tuple[str, ...] = ()
     refusals: tuple[RefusedRewrite, ...] = ()
+    importances: Mapping[str, float] = field(default_factory=dict)
+    trials: tuple[Trial, ...] = ()
 
 
 @torch.inference_mode(False)  # or merged weights could not be trained
@@ -123,6 +129,7 @@ def execute(
                 site.rectifier.kind,
                 site.name not in kept,
                 decisions.entropies.get(site.name),
+                decisions.importances.get(site.name),
             )
             for site in find_sites(graph_module)
         ),
@@ -134,6 +141,9 @@ def execute(
         macs_before=before.multiply_adds,
         macs_after=after.multiply_adds,
         max_error=None if check is None else check.max_rel,
+        trials=decisions.trials,
+        graph_before=graph_view(graph_module),
+        graph_after=graph_view(result),
     )
     return result.eval()
 

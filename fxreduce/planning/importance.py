@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fxreduce.errors import PlanError
+from fxreduce.extensions import load_extensions
 from fxreduce.planning.forced_state import ForcedState
 from fxreduce.planning.measure import SiteStatistics
 from fxreduce.planning.ranking import Importance, PerSite, SiteImportance
@@ -46,6 +47,7 @@ def register_importance(name: str, importance: Importance | SiteImportance) -> N
 
 def importance_names() -> tuple[str, ...]:
     """The names that importances are known by."""
+    load_extensions("importances")
     return tuple(_NAMED)
 
 

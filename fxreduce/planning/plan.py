@@ -31,6 +31,7 @@ from fxreduce.planning.fingerprint import Fingerprint, digest, fingerprint, requ
 from fxreduce.planning.regions import Region
 from fxreduce.planning.removal import NOT_FITTED, PlannedRemoval
 from fxreduce.planning.weights_file import SUFFIX, load_weights, save_weights
+from fxreduce.report.trial import Trial
 
 SCHEMA = 3
 
@@ -66,6 +67,8 @@ class Plan:
         fitted_to: a hash of the model's weights, which alone the fitted weights go with.
         stopped: why planning ended.
         entropies: the entropy in bits of every site when it was last measured.
+        importances: the importance of every site that might go, when it was last ranked.
+        trials: what the budget measured of the models that were tried.
         refusals: sites that could not be removed, with the reasons.
         architecture: what a model must be for the plan to fit.
         inputs: the shapes and dtypes of a batch, from which checks make inputs of their own; None
@@ -86,6 +89,8 @@ class Plan:
     reads: Mapping[str, str] = field(default_factory=dict, repr=False)
     maps_replaced: bool = False
     fitted_to: str = ""
+    importances: Mapping[str, float] = field(default_factory=dict, repr=False)
+    trials: tuple[Trial, ...] = ()
     refusals: tuple[RefusedRewrite, ...] = ()
     inputs: InputSpec | None = None
 
@@ -114,6 +119,8 @@ class Plan:
             self.entropies,
             tuple(lines),
             self.refusals,
+            self.importances,
+            self.trials,
         )
 
     def apply(
@@ -211,6 +218,7 @@ class Plan:
             "steps": [
                 asdict(step) | {"importance": _number(step.importance)} for step in self.steps
             ],
+            "importances": {name: _number(value) for name, value in self.importances.items()},
             "cost": self.cost.name,
             "weights": beside.name if self.weights else None,
             "maps": {
@@ -282,6 +290,8 @@ def _decode(content: dict[str, Any]) -> dict[str, Any]:
         "fitted_to": content["fitted_to"],
         "stopped": content["stopped"],
         "entropies": content["entropies"],
+        "importances": {n: float(value) for n, value in content.get("importances", {}).items()},
+        "trials": tuple(Trial(**trial) for trial in content.get("trials", ())),
         "architecture": tuple(content["architecture"]),
         "cost": as_cost(content["cost"]),
         "maps": {

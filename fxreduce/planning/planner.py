@@ -163,6 +163,8 @@ def make_plan(
         compensate=options.compensate,
         stopped="; ".join(lines),
         entropies=search.entropies,
+        importances=search.importances,
+        trials=search.judge.trials(),
         architecture=fingerprint(graph_module),
         cost=options.cost,
         maps={step.site: search.maps[step.site] for step in steps if search.maps},
@@ -191,6 +193,7 @@ class _Search:
     refused: set[Sites] = field(default_factory=set)
     removals: list[Sites] = field(default_factory=list)
     entropies: dict[str, float] = field(default_factory=dict)
+    importances: dict[str, float] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     maps: dict[str, ScaleShift] = field(default_factory=dict)
     ranks: dict[str, Rank] = field(default_factory=dict)
@@ -244,6 +247,7 @@ class _Search:
                 return reason
             measured = self._measure()
             self.ranks = self._rank(measured)
+            self.importances |= {name: rank.value for name, rank in self.ranks.items()}
             for sites in self.order.next(self.candidates, self.ranks):
                 if sites in self.refused or self._exceeds(sites):
                     continue

@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 
 from fxreduce.errors import PlanError
 from fxreduce.planning.budgets import Combinable, Context, Judge, Shortfall, is_number
+from fxreduce.report.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,9 @@ class _SpeedupJudge(Judge):
         if self.seen[removed] < self.wanted:
             return None
         return f"it is {self.seen[removed]:.4g} times as cheap, as the budget says"
+
+    def trials(self) -> tuple[Trial, ...]:
+        return tuple(Trial("times as cheap", *each, True) for each in sorted(self.seen.items()))
 
     def shortfall(self) -> Shortfall | None:
         if self.best >= self.wanted or self.best_graph is None:

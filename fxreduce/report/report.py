@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from html import escape
 
 from fxreduce.graph.recorder import RefusedRewrite
+from fxreduce.report.graph_view import NOTHING, GraphView
+from fxreduce.report.page import page
 from fxreduce.report.table import table
+from fxreduce.report.trial import Trial
 
 REPORT = "fxreduce.report"  # GraphModule.meta key
 SCHEMA = 1
@@ -14,12 +19,34 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class SiteRow:
-    """One site of the model: its entropy in bits when it was last measured, and its fate."""
+    """One site of the model: what was last measured of it, and its fate.
+
+    Attributes:
+        name, kind: the site's name and its rectifier's kind.
+        removed: whether it is gone.
+        entropy: in bits; None where nothing was measured.
+        importance: what it was ranked by; None where it was not ranked.
+    """
 
     name: str
     kind: str
     removed: bool
     entropy: float | None = None
+    importance: float | None = None
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long one forward takes, in seconds, of the original and of the reduced model.
+
+    Attributes:
+        before, after: in seconds.
+        setting: on what they were measured, in words.
+    """
+
+    before: float
+    after: float
+    setting: str
 
 
 @dataclass(frozen=True)
@@ -37,6 +64,11 @@ class Report:
             inputs told the shapes.
         max_error: the largest deviation of the merged from the unmerged graph, relative to the
             largest output; None where it was not verified.
+        trials: what the budget measured of the models that were tried.
+        graph_before, graph_after: the graphs as they are drawn.
+        latency: where somebody measured it and put it in with `dataclasses.replace`.
+        agreement: how often predictions are the original's on data that planning has not seen,
+            from 0 to 1; put in likewise.
     """
 
     rung: str
@@ -49,30 +81,62 @@ class Report:
     macs_before: int | None
     macs_after: int | None
     max_error: float | None
+    trials: tuple[Trial, ...] = ()
+    graph_before: GraphView = NOTHING
+    graph_after: GraphView = NOTHING
+    latency: Latency | None = None
+    agreement: float | None = None
+
+    @property
+    def merged(self) -> Mapping[str, tuple[str, ...]]:
+        """The operators that merging made, by name, each with the names of what is merged in it."""
+        return {node.label: node.origins for node in self.graph_after.nodes if node.origins}
 
     def to_json(self) -> str:
-        """The report as JSON; `schema` numbers the layout."""
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2)
+        """The report as JSON, without the graphs; `schema` numbers the layout.
+
+        The page "JSON output" of the documentation describes it. Fields may be added under one
+        number; a field that changes or goes raises it.
+        """
+        content = asdict(replace(self, graph_before=NOTHING, graph_after=NOTHING))
+        del content["graph_before"], content["graph_after"]
+        return json.dumps({"schema": SCHEMA, **content, "merged": dict(self.merged)}, indent=2)
+
+    def to_html(self) -> str:
+        """The report as one HTML page that needs nothing else, with charts and both graphs.
+
+        Write it with `Path(...).write_text(report.to_html(), encoding="utf-8")`.
+        """
+        return page(self)
+
+    def _repr_html_(self) -> str:
+        """The page in a frame of its own, for notebooks."""
+        return (
+            f'<iframe srcdoc="{escape(self.to_html())}" sandbox="allow-scripts" '
+            'title="fxreduce report" style="width:100%;height:40rem;border:0"></iframe>'
+        )
 
     def __str__(self) -> str:
         parts = [self.summary()]
         if self.sites:
-            rows = [
-                (
-                    row.name,
-                    row.kind,
-                    "" if row.entropy is None else f"{row.entropy:.4f}",
-                    f"removed {self.removed.index(row.name) + 1}" if row.removed else "kept",
-                )
-                for row in self.sites
-            ]
-            parts.append(table(("site", "kind", "entropy (bits)", "decision"), rows, left=2))
+            ranked = any(row.importance not in (None, row.entropy) for row in self.sites)
+            header = ("site", "kind", "entropy (bits)", *(["importance"] if ranked else []))
+            rows = [(*self._measures(row, ranked), self._fate(row)) for row in self.sites]
+            parts.append(table((*header, "decision"), rows, left=2))
         if self.decisions:
             parts.append("\n".join(f"- {line}" for line in self.decisions))
         if self.refusals:
             lines = (f"- {each.where} ({each.rewrite}): {each.reason}" for each in self.refusals)
             parts.append("\n".join(("left undone:", *lines)))
         return "\n\n".join(parts)
+
+    def _measures(self, row: SiteRow, ranked: bool) -> tuple[str, ...]:
+        entropy = "" if row.entropy is None else f"{row.entropy:.4f}"
+        importance = "" if row.importance is None else f"{row.importance:.4g}"
+        return (row.name, row.kind, entropy, *([importance] if ranked else []))
+
+    def _fate(self, row: SiteRow) -> str:
+        return f"removed {self.removed.index(row.name) + 1}" if row.removed else "kept"
 
     def summary(self) -> str:
         """One sentence with the figures that matter."""
@@ -81,7 +145,8 @@ class Report:
             f"{self.operators_before} → {self.operators_after} affine operators",
         ]
         if self.macs_before is not None and self.macs_after is not None:
-            figures.append(f"{self.macs_before:,} → {self.macs_after:,} multiply-adds")
+            change = f" ({self.macs_after / self.macs_before - 1:+.1%})" if self.macs_before else ""
+            figures.append(f"{self.macs_before:,} → {self.macs_after:,} multiply-adds{change}")
         if self.max_error is not None:
             figures.append(f"merged equals unmerged to {self.max_error:.1e}")
         return ", ".join(figures) + f" (captured by {self.rung})"

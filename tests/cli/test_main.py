@@ -216,3 +216,30 @@ def test_a_budget_is_read_from_text(text: str, budget: fxreduce.Budget) -> None:
 def test_a_malformed_budget_is_refused(text: str) -> None:
     with pytest.raises(PlanError):
         parse_budget(text)
+
+
+def test_the_report_is_written_as_a_page(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, plan = tmp_path / "report.html", tmp_path / "plan.json"
+    arguments = ["reduce", model, "--budget", "1", "--out", str(plan), "--report", str(page)]
+    assert main([*arguments, "--json", *QUICK]) == 0
+    content = json.loads(capsys.readouterr().out)
+    report, html = content["report"], page.read_text()
+    assert (report["agreement"], report["latency"]["before"]) == (
+        content["agreement"], content["seconds_before"],
+    )  # fmt: skip
+    assert f"{content['seconds_before'] / content['seconds_after']:.2f}×" in html
+    assert f"{report['macs_after']:,}" in html
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("report.txt", "ends .html"), ("no/report.html", "there is no folder"), (".html", "ends")],
+)
+def test_a_page_that_cannot_be_written_is_refused_first(
+    name: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ("--out", str(tmp_path / "plan.json"))
+    assert main(["reduce", "no model", *out, "--report", str(tmp_path / name)]) == 2
+    assert said in capsys.readouterr().err

@@ -133,6 +133,7 @@ def test_json_holds_every_field(report: fxreduce.Report) -> None:
     assert content["removed"] == ["act2"]
     assert content["sites"][1] == {
         "name": "act2", "kind": "relu", "removed": True, "entropy": report.sites[1].entropy,
+        "importance": report.sites[1].importance,
     }  # fmt: skip
     assert content["decisions"] == list(report.decisions)
     assert all(refusal.keys() >= {"where", "reason"} for refusal in content["refusals"])

@@ -1,0 +1,130 @@
+"""The reference is complete: every public name, pass, JSON field and reason has its place."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fxreduce
+from fxreduce.operators.cost import FlopsCost
+from fxreduce.passes.base import pass_names
+from fxreduce.passes.linearise import Linearise
+from fxreduce.passes.observe import Observe
+from fxreduce.passes.pipeline import PREPARE, fusion
+from fxreduce.passes.refit import Refit
+from tests.models import Small, images, seeded
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+MODULES = (fxreduce, fxreduce.registry)
+# Whose methods need not be documented again by what fulfils them.
+PROTOCOLS = (fxreduce.Budget, fxreduce.registry.Importance, fxreduce.registry.CostModel)
+PASSES = (*pass_names((*PREPARE, *fusion(FlopsCost()))), Observe.name, Linearise.name, Refit.name)
+
+
+def public() -> Iterator[tuple[str, Any]]:
+    """Every public name with what it is, the public methods of classes among them."""
+    for module in MODULES:
+        for name in module.__all__:
+            each = getattr(module, name)
+            yield f"{module.__name__}.{name}", each
+            if inspect.isclass(each):
+                for method, function in vars(each).items():
+                    if not method.startswith("_") and inspect.isfunction(function):
+                        yield f"{module.__name__}.{name}.{method}", function
+
+
+PUBLIC = dict(public())
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_says_what_it_is(name: str) -> None:
+    last = name.rpartition(".")[2]
+    promised = (vars(protocol).get(last) for protocol in PROTOCOLS)
+    texts = [inspect.getdoc(each) for each in (PUBLIC[name], *promised) if each is not None]
+    documented = next(filter(None, texts), "")
+    # A dataclass without a docstring has its signature for one.
+    assert not documented.startswith(f"{last}("), name
+    assert len(documented.split()) >= 3
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in PUBLIC if name.count(".") == 1 and inspect.isfunction(PUBLIC[name])]
+)
+def test_every_function_documents_its_arguments_results_and_errors(name: str) -> None:
+    documented = inspect.getdoc(PUBLIC[name]) or ""
+    raises, function = "raise " in inspect.getsource(PUBLIC[name]), inspect.signature(PUBLIC[name])
+    if len(function.parameters) > 1:
+        assert "Args:" in documented
+        for parameter in function.parameters:
+            assert re.search(rf"\b{parameter}\b", documented), parameter
+    assert "Raises:" in documented or not raises
+
+
+def test_the_reference_lists_every_public_name() -> None:
+    page = (DOCS / "api.md").read_text()
+    listed = set(re.findall(r"^\.\. auto\w+:: ([\w.]+)", page, re.MULTILINE))
+    names = {name for module in MODULES for name in module.__all__} - {"registry"}
+    assert {name for name in names if name not in listed} == set()
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_every_pass_has_a_page_with_its_parts(name: str) -> None:
+    assert f"{{pass}} {name}\n" in (DOCS / "passes" / f"{name}.md").read_text()
+    index = (DOCS / "passes" / "index.md").read_text()
+    assert f"\n{name}\n" in index
+    documented = " ".join(
+        (importlib.import_module(f"fxreduce.passes.{name}").__doc__ or "").split()
+    )
+    for part in ("Before: ", "After:", "Restrictions: ", "Cost: "):
+        assert part in documented, part
+
+
+def fields(page: str, heading: str) -> set[str]:
+    """The fields that the table under a heading of the page on JSON names."""
+    section = page.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+
+
+def test_every_field_of_the_json_is_documented() -> None:
+    page = (DOCS / "json.md").read_text()
+    reduced = fxreduce.apply(seeded(Small), images(6), budget=1, compensate="channel")
+    assert set(json.loads(fxreduce.report(reduced).to_json())) == fields(page, "Report")
+    analysis = fxreduce.analyze(seeded(Small), images(2))
+    assert set(json.loads(analysis.to_json())) == fields(page, "Analysis")
+
+
+def reasons() -> Iterator[str]:
+    """The text of every refusal in the code, with {} where a figure or a name goes."""
+    for path in (*(ROOT / "fxreduce").rglob("*.py"), *(ROOT / "passes").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = ast.unparse(node.func).rpartition(".")[2] if isinstance(node, ast.Call) else ""
+            if isinstance(node, ast.Call) and name in ("Refusal", "refuse", "RefusedRewrite"):
+                given = node.args[0] if name == "Refusal" else node.args[1:2]
+                for each in given if isinstance(given, list) else [given]:
+                    if text := literal(each):
+                        yield text
+
+
+def literal(node: ast.AST) -> str:
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(p.value) if isinstance(p, ast.Constant) else "{}" for p in node.values)
+    return str(node.value) if isinstance(node, ast.Constant) else ""
+
+
+def test_every_reason_for_a_refusal_has_its_remedy() -> None:
+    page = (DOCS / "refusals.md").read_text()
+    known = re.findall(r"^\| `([^`]+)` \| .+ \|$", page, re.MULTILINE)
+    assert len(known) > 50
+    found = set(reasons())
+    assert len(found) > 80
+    assert sorted(each for each in found if not any(words in each for words in known)) == []

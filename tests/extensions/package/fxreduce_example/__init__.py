@@ -1,0 +1,1 @@
+"""One extension of fxreduce of each kind, written with its public names alone."""
