@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 from fxreduce.graph.capture import capture_record, notes
 from fxreduce.graph.compare import is_half, model_dtype
 from fxreduce.graph.count import count_affine
+from fxreduce.graph.origins import parameter_map
 from fxreduce.graph.recorder import RefusedRewrite
 from fxreduce.graph.rectifiers import find_sites
 from fxreduce.graph.values import name_values
@@ -122,6 +123,7 @@ def execute(
         macs_before=before.multiply_adds,
         macs_after=after.multiply_adds,
         max_error=None if check is None else check.max_rel,
+        parameters=parameter_map(graph_module, result),
     )
     return result.eval()
 

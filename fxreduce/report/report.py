@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 
 from torch.fx import GraphModule
 
@@ -40,6 +41,8 @@ class Report:
             inputs told the shapes.
         max_error: the largest deviation of the merged from the unmerged graph, relative to the
             largest output; None where it was not verified.
+        parameters: where each parameter of the model went: to itself where nothing touched it, to
+            the parameters of the operator that it was merged into, or nowhere.
     """
 
     rung: str
@@ -52,6 +55,7 @@ class Report:
     macs_before: int | None
     macs_after: int | None
     max_error: float | None
+    parameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     def to_json(self) -> str:
         """The report as JSON; `schema` numbers the layout."""
