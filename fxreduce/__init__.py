@@ -22,6 +22,7 @@ from fxreduce.planning.budgets import Budget, EntropyBelow, Fidelity, Fraction, 
 from fxreduce.planning.plan import Plan
 from fxreduce.planning.speedup import Speedup
 from fxreduce.report.report import Report, report
+from fxreduce.saving.model import load, save
 from fxreduce.verify import Equivalence, verify
 
 __version__ = "0.1.0"
@@ -51,7 +52,9 @@ __all__ = [
     "capture",
     "fuse",
     "linearize",
+    "load",
     "registry",
     "report",
+    "save",
     "verify",
 ]

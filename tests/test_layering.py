@@ -15,7 +15,7 @@ import fxreduce
 ROOT = Path(fxreduce.__file__).parent
 # From the ground floor up; what stands together may import each other.
 FLOORS = (
-    ("errors", "progress", "files", "timing"),
+    ("errors", "progress", "files", "plain", "timing", "versions"),
     ("operators",),
     ("graph",),
     ("calibration",),
@@ -23,6 +23,7 @@ FLOORS = (
     ("report", "verify"),
     ("dynamo",),
     ("planning",),
+    ("saving",),
     ("analysis", "api", "backend", "registry"),
     ("__init__",),
     ("cli", "__main__"),

@@ -23,7 +23,8 @@ from fxreduce.passes.base import Check, PassResult, run_pipeline
 from fxreduce.passes.linearise import Linearise
 from fxreduce.passes.pipeline import PREPARE, fusion
 from fxreduce.passes.refit import Refit
-from fxreduce.planning.example import Example
+from fxreduce.planning.example import Example, InputSpec
+from fxreduce.planning.origin import ORIGIN, Origin
 from fxreduce.planning.payoff import not_paid
 from fxreduce.report.report import REPORT, Report, SiteRow
 from fxreduce.verify import PIPELINE, Checker
@@ -103,6 +104,8 @@ def execute(
         *refit.refusals,
     )
     result = refit.graph_module
+    inputs = None if example is None else InputSpec.of(example)
+    result.meta[ORIGIN] = Origin.of(graph_module, inputs)
     result.meta[PIPELINE] = (*PREPARE, removal, *merging)
     result.meta[REPORT] = Report(
         rung=capture_record(graph_module).rung,

@@ -197,8 +197,11 @@ def test_a_call_that_stands_in_takes_the_path_of_nodes_that_are_to_go() -> None:
     (given,) = last.all_input_nodes
     other = recorder.stand_in([last], given, nn.Linear(4, 2), last, None, "why")
     assert (stand_in.target, other.target) == ("0", "2")
-    assert stand_in.meta == {"fxreduce.shape": (5, 4)}
-    assert other.meta == {}
+    assert stand_in.meta == {
+        "fxreduce.shape": (5, 4),
+        "fxreduce.origins": ("0.weight", "0.bias"),
+    }
+    assert other.meta == {"fxreduce.origins": ("2.weight", "2.bias")}
     recorder.replace(last, other, "why")
     recorder.replace(first, stand_in, "why")
     assert recorder.counts() == {"created": 2, "replaced": 2}

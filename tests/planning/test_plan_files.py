@@ -69,7 +69,7 @@ def test_a_loaded_plan_makes_the_same_bits(
 
 
 def test_the_file_is_json_with_a_schema_and_no_pickle(content: dict[str, Any]) -> None:
-    assert content["schema"] == 2
+    assert content["schema"] == 3
     assert [step["site"] for step in content["steps"]] == ["act2", "act"]
     assert content["cost"] == "flops"
 
@@ -166,13 +166,13 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (b"", r"holds no plan: it is not JSON"),
-        (b'{"schema": 2, "steps"', r"holds no plan: it is not JSON"),
+        (b'{"schema": 3, "steps"', r"holds no plan: it is not JSON"),
         (b"\x80\x04\x95pickle", r"holds no plan: it is not JSON"),
-        (b"[]", r'a plan has "schema": 2, this file has None\. Make it again'),
-        (b"{}", r'a plan has "schema": 2, this file has None'),
-        (b'{"schema": 0}', r'a plan has "schema": 2, this file has 0\. Make it again with fxredu'),
-        (b'{"schema": 3}', r'a plan has "schema": 2, this file has 3'),
-        (b'{"schema": 2}', r"is a damaged plan: .*\. Make it again"),
+        (b"[]", r'a plan has "schema": 3, this file has None\. Make it again'),
+        (b"{}", r'a plan has "schema": 3, this file has None'),
+        (b'{"schema": 0}', r'a plan has "schema": 3, this file has 0\. Make it again with fxredu'),
+        (b'{"schema": 4}', r'a plan has "schema": 3, this file has 4'),
+        (b'{"schema": 3}', r"is a damaged plan: .*\. Make it again"),
     ],
 )
 def test_what_is_no_plan_is_refused(tmp_path: Path, text: bytes, message: str) -> None:
