@@ -20,6 +20,7 @@ from fxreduce.planning.example import InputSpec
 from fxreduce.planning.fingerprint import fingerprint, require_same
 from fxreduce.planning.origin import ORIGIN, Origin
 from fxreduce.report.report import REPORT, Report, report
+from fxreduce.saving.exports import EXPORTS, Arguments
 from fxreduce.saving.functions import functions_called
 from fxreduce.saving.graphs import graph_from_json, graph_to_json
 from fxreduce.saving.model_file import ModelFile
@@ -28,34 +29,46 @@ from fxreduce.saving.tensors import describe_tensors, place_tensors
 from fxreduce.versions import versions_differ
 
 
-def save(reduced: GraphModule, path: str | PathLike[str]) -> None:
-    """Write a reduced model, as it is now, to one safetensors file; the model is unchanged.
+def save(reduced: GraphModule, path: str | PathLike[str], *, example_inputs: Any = None) -> Path:
+    """Write a reduced model, as it is now, to one file; the model is unchanged.
 
-    The file holds the weights, fine-tuned ones too, the merged graph and the report. It is read
-    back and compared before it takes the place of an older one. Forward hooks are not saved.
+    The suffix says what is written: `.pt2` a program of torch.export, `.onnx` an ONNX model, both
+    for any batch size; any other one a safetensors file for `load`, which holds the weights,
+    fine-tuned ones too, the merged graph and the report. What is written is read back and compared
+    before it takes the place of an older file. Forward hooks are not saved.
 
     Args:
         reduced: what `apply`, `fuse` or `Plan.apply` returned.
-        path: by habit with the suffix `.safetensors`; any program that reads such files reads the
-            weights.
+        path: of the file; in a folder that is there already, it is `reduced.safetensors`.
+        example_inputs: for `.pt2` and `.onnx`: see `capture`; by default random ones, of the shapes
+            that the reduced model was made with.
+
+    Returns:
+        The path of the file.
 
     Raises:
-        UnsupportedError: the module was not made by fxreduce, or its graph holds what cannot be
-            written; the node is named. safetensors is not installed.
+        UnsupportedError: the module was not made by fxreduce; its graph holds what cannot be
+            written, and the node is named; a package is not installed.
+        EquivalenceError: the exported model computes something else.
         PlanError: the file cannot be written.
     """
-    content = _content(reduced)
+    path = _file(path)
     try:
-        content.write(Path(path), lambda each: _require_same(reduced, _restored(each, reduced)))
+        if path.suffix in EXPORTS:
+            origin = _origin(reduced)
+            EXPORTS[path.suffix](reduced, path, Arguments.of(example_inputs, origin.inputs))
+        else:
+            _content(reduced).write(path, lambda each: _require_same(reduced, each))
     except OSError as error:
         raise PlanError(f"the reduced model cannot be written to {path}: {error}") from error
+    return path
 
 
 def load(path: str | PathLike[str], model: Model | None = None) -> GraphModule:
     """Read a reduced model that `save` wrote; nothing is unpickled and no code of the file runs.
 
     Args:
-        path: the file.
+        path: the file, or the folder that `save` was given.
         model: one of the architecture that the reduced model was made from, in eval mode; its
             weights do not matter and it is unchanged. It is needed where the graph calls modules or
             functions of other libraries than torch; where it is given its architecture is checked.
@@ -69,7 +82,13 @@ def load(path: str | PathLike[str], model: Model | None = None) -> GraphModule:
         UnsupportedError: the graph needs `model`, or safetensors is not installed.
         CaptureError: the model is in train mode or cannot be captured.
     """
-    content = ModelFile.read(Path(path))
+    path = _file(path)
+    if path.suffix in EXPORTS:
+        raise UnsupportedError(
+            f"load reads what save wrote with another suffix; {path} is read by "
+            + ("torch.export.load" if path.suffix == ".pt2" else "onnxruntime.InferenceSession")
+        )
+    content = ModelFile.read(path)
     if (difference := versions_differ(content.torch)) is not None:
         warn(f"{path}: {difference}", stacklevel=2)
     try:
@@ -88,9 +107,20 @@ def load(path: str | PathLike[str], model: Model | None = None) -> GraphModule:
     return result
 
 
-def _content(reduced: GraphModule) -> ModelFile:
-    found, origin = report(reduced), reduced.meta.get(ORIGIN)
+def _file(path: str | PathLike[str]) -> Path:
+    path = Path(path)
+    return path / "reduced.safetensors" if path.is_dir() else path
+
+
+def _origin(reduced: GraphModule) -> Origin:
+    report(reduced)  # raises where fxreduce did not make it
+    origin = reduced.meta.get(ORIGIN)
     assert isinstance(origin, Origin)  # what has a report has an origin
+    return origin
+
+
+def _content(reduced: GraphModule) -> ModelFile:
+    found, origin = report(reduced), _origin(reduced)
     tensors, described = describe_tensors(reduced)
     calls = reduced.graph.find_nodes(op="call_module")
     paths = dict.fromkeys(str(node.target) for node in calls)
@@ -151,8 +181,9 @@ def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def _require_same(reduced: GraphModule, again: GraphModule) -> None:
+def _require_same(reduced: GraphModule, content: ModelFile) -> None:
     """Raise UnsupportedError unless what was read back has the graph and tensors of the model."""
+    again = _restored(content, reduced)
     mine, its = (describe_tensors(each)[0] for each in (reduced, again))
     differ = [name for name, tensor in mine.items() if not _equal(tensor, its.get(name))]
     if graph_to_json(again.graph) != graph_to_json(reduced.graph):
