@@ -96,9 +96,13 @@ def write_onnx(reduced: GraphModule, path: Path, given: Arguments) -> None:
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         _library(package)
-    program = _program(reduced, given)
+    program, two = _program(reduced, given), given.sized(2, _device(reduced))
     try:
-        model: Any = torch.onnx.export(program, dynamo=True, verbose=False)
+        # The shapes once more, for the name of the batch's axis.
+        shapes = two.dynamic(reduced)
+        model: Any = torch.onnx.export(
+            program, two.args, kwargs=two.kwargs, dynamic_shapes=shapes, dynamo=True, verbose=False
+        )
     except Exception as error:  # torch.onnx raises many kinds, each of them its verdict
         raise UnsupportedError(
             f"torch.onnx cannot express the reduced model: {first_line(error)}. {_INSTEAD}"

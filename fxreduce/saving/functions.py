@@ -23,6 +23,7 @@ from fxreduce.errors import UnsupportedError
 Function = Callable[..., Any]
 _OPERATORS = "torch.ops."
 _FACTORIES = ("_assert", "arange", "empty", "eye", "full", "linspace", "ones", "tensor", "zeros")
+_METHODS = ("new_empty", "new_full", "new_ones", "new_tensor", "new_zeros")
 _BUILTINS = ("abs", "bool", "float", "getattr", "int", "len", "max", "min", "pow", "round", "sum")
 # What calls whatever it is given, opens files, or hands memory to something else than torch.
 _FORBIDDEN = frozenset(
@@ -77,7 +78,7 @@ def methods() -> frozenset[str]:
     """The names of the methods of a tensor that a saved graph may call."""
     names = {getattr(each, "__name__", "") for each in get_overridable_functions()[Tensor]}
     public = {name for name in names if not name.startswith("__")}
-    return frozenset(public | {"size", "dim", "numel"}) - _FORBIDDEN
+    return frozenset(public.union(_METHODS)) - _FORBIDDEN
 
 
 def _operator(name: str) -> Function | None:

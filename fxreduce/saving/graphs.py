@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Any, cast
 
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import CodeGen, _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
 from fxreduce.errors import UnsupportedError, first_line
+from fxreduce.graph.nodes import module_of
 from fxreduce.graph.rectifiers import SITE
 from fxreduce.saving.arguments import decode, encode
 from fxreduce.saving.functions import Function, function_of, methods, name_of
@@ -18,13 +19,27 @@ from fxreduce.saving.functions import Function, function_of, methods, name_of
 _PATH = re.compile(r"\w+(\.\w+)*", re.ASCII)
 
 
-def graph_to_json(graph: Graph) -> dict[str, Any]:
-    """The nodes of a graph, and how its inputs and outputs are packed.
+def saved_nodes(graph_module: GraphModule) -> list[Node]:
+    """The nodes that are saved: all but constants that nothing reads, and torch.export's guards.
+
+    The guards only say in other words that an input does not fit.
+    """
+
+    def is_left_out(node: Node) -> bool:
+        module = module_of(graph_module, node)
+        return not node.users and (node.op == "get_attr" or type(module).__name__ == "GuardsFn")
+
+    return [node for node in graph_module.graph.nodes if not is_left_out(node)]
+
+
+def graph_to_json(graph_module: GraphModule) -> dict[str, Any]:
+    """The nodes of a graph module, and how its inputs and outputs are packed.
 
     Raises:
         UnsupportedError: it holds something that is not written; the node is named.
     """
-    return {"nodes": [_node_to_json(node) for node in graph.nodes], "packing": _packing(graph)}
+    nodes = [_node_to_json(node) for node in saved_nodes(graph_module)]
+    return {"nodes": nodes, "packing": _packing(graph_module.graph)}
 
 
 def graph_from_json(content: Mapping[str, Any], library: Mapping[str, Function]) -> Graph:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from fxreduce.errors import PlanError, UnsupportedError, first_line
+from fxreduce.errors import CaptureError, PlanError, UnsupportedError, first_line
 from fxreduce.graph.capture import Model, capture
 from fxreduce.plain import rebuilt
 from fxreduce.planning.example import InputSpec
@@ -22,13 +22,14 @@ from fxreduce.planning.origin import ORIGIN, Origin
 from fxreduce.report.report import REPORT, Report, report
 from fxreduce.saving.exports import EXPORTS, Arguments
 from fxreduce.saving.functions import functions_called
-from fxreduce.saving.graphs import graph_from_json, graph_to_json
+from fxreduce.saving.graphs import graph_from_json, graph_to_json, saved_nodes
 from fxreduce.saving.model_file import ModelFile
 from fxreduce.saving.modules import build, recipe_of
 from fxreduce.saving.tensors import describe_tensors, place_tensors
 from fxreduce.versions import versions_differ
 
 
+@torch.inference_mode(False)  # what is read back is compared
 def save(reduced: GraphModule, path: str | PathLike[str], *, example_inputs: Any = None) -> Path:
     """Write a reduced model, as it is now, to one file; the model is unchanged.
 
@@ -64,6 +65,7 @@ def save(reduced: GraphModule, path: str | PathLike[str], *, example_inputs: Any
     return path
 
 
+@torch.inference_mode(False)  # or the parameters could not be trained
 def load(path: str | PathLike[str], model: Model | None = None) -> GraphModule:
     """Read a reduced model that `save` wrote; nothing is unpickled and no code of the file runs.
 
@@ -93,7 +95,7 @@ def load(path: str | PathLike[str], model: Model | None = None) -> GraphModule:
         warn(f"{path}: {difference}", stacklevel=2)
     try:
         inputs = None if content.inputs is None else rebuilt(InputSpec, content.inputs)
-        captured = None if model is None else capture(model, _example(inputs))
+        captured = None if model is None else _captured(model, inputs)
         if captured is not None:
             require_same(tuple(content.architecture), fingerprint(captured), "the reduced model")
         result = _restored(content, captured)
@@ -122,13 +124,13 @@ def _origin(reduced: GraphModule) -> Origin:
 def _content(reduced: GraphModule) -> ModelFile:
     found, origin = report(reduced), _origin(reduced)
     tensors, described = describe_tensors(reduced)
-    calls = reduced.graph.find_nodes(op="call_module")
+    calls = [node for node in saved_nodes(reduced) if node.op == "call_module"]
     paths = dict.fromkeys(str(node.target) for node in calls)
     return ModelFile(
         torch=torch.__version__,
         class_name=type(reduced).__name__,
         architecture=list(origin.architecture),
-        graph=graph_to_json(reduced.graph),
+        graph=graph_to_json(reduced),
         modules={path: recipe_of(reduced.get_submodule(path)) for path in paths},
         described=described,
         report=asdict(found),
@@ -137,7 +139,6 @@ def _content(reduced: GraphModule) -> ModelFile:
     )
 
 
-@torch.inference_mode(False)  # or the parameters could not be trained
 def _restored(content: ModelFile, source: GraphModule | None) -> GraphModule:
     """The model of a file; what the file does not describe is taken from `source`."""
     if content.needs_model and source is None:
@@ -186,7 +187,7 @@ def _require_same(reduced: GraphModule, content: ModelFile) -> None:
     again = _restored(content, reduced)
     mine, its = (describe_tensors(each)[0] for each in (reduced, again))
     differ = [name for name, tensor in mine.items() if not _equal(tensor, its.get(name))]
-    if graph_to_json(again.graph) != graph_to_json(reduced.graph):
+    if graph_to_json(again) != graph_to_json(reduced):
         differ.append("the graph")
     if differ:
         raise UnsupportedError(
@@ -199,6 +200,15 @@ def _equal(tensor: torch.Tensor, other: torch.Tensor | None) -> bool:
     if other is None or tensor.dtype != other.dtype:
         return False
     return torch.equal(tensor.detach().cpu().nan_to_num(), other.detach().cpu().nan_to_num())
+
+
+def _captured(model: Model, inputs: InputSpec | None) -> GraphModule:
+    try:
+        return capture(model)
+    except CaptureError:  # some models are captured on inputs alone
+        if (example := _example(inputs)) is None:
+            raise
+        return capture(model, example)
 
 
 def _example(inputs: InputSpec | None) -> Any:

@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 from fxreduce.errors import UnsupportedError
 from fxreduce.graph.modules import is_channels_last
 from fxreduce.graph.nodes import attribute
+from fxreduce.saving.graphs import saved_nodes
 
 
 def describe_tensors(graph_module: GraphModule) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -21,7 +22,7 @@ def describe_tensors(graph_module: GraphModule) -> tuple[dict[str, Tensor], dict
         UnsupportedError: the graph reads an attribute that is no tensor.
     """
     found: dict[str, Tensor] = {}
-    for node in graph_module.graph.nodes:
+    for node in saved_nodes(graph_module):
         if node.op == "call_module":
             module = graph_module.get_submodule(str(node.target))
             for kind in (module.named_parameters, module.named_buffers):
