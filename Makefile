@@ -11,7 +11,7 @@ STAMP   := $(VENV)/.fxreduce-installed
 PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types docs zoo fuzz bench-calibration bench-fusion bench-scale bench-cost
+.PHONY: help demo test test-torch check lint types docs zoo fuzz bench-calibration bench-fusion bench-scale bench-cost
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 24
@@ -21,6 +21,9 @@ demo: $(STAMP) ## train two small networks, reduce them, print what it gains and
 
 test: $(STAMP) ## run the tests
 	$(PYTEST)
+
+test-torch: ## test the core alone, without extras, on torch TORCH=x.y, in an environment of its own
+	$(PYTHON) tests/on_torch.py $(TORCH)
 
 check: lint types test docs ## everything that a change has to pass: lint, format, types, tests, docs
 
@@ -39,8 +42,10 @@ endif
 fuzz: $(STAMP) ## run the property tests on many more examples
 	$(PYTEST) -m hypothesis --hypothesis-profile=fuzz
 
-zoo: $(STAMP) ## merge models of many families, the large ones too
-	$(PYTEST) tests/zoo -m ''
+zoo: $(STAMP) ## examine every architecture of torchvision and timm; goes on where it was stopped
+	$(PYTEST) tests -m zoo
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.zoo run --jobs $(JOBS)
+	$(BIN)/python -m benchmarks.zoo compare
 
 bench-calibration: $(STAMP) ## time calibration against the plain forward
 	$(BIN)/python benchmarks/calibration.py

@@ -16,7 +16,6 @@ from benchmarks.zoo.architectures import Input, build, on_meta, smallest_input
 from fxreduce.errors import FxReduceError, first_line
 from fxreduce.graph.capture import capture_record
 from fxreduce.graph.compare import difference
-from fxreduce.graph.count import count_affine
 from fxreduce.graph.rectifiers import find_sites
 
 FLOAT32, FLOAT64 = 1e-5, 1e-9
@@ -65,7 +64,6 @@ def examine(name: str, settings: Settings, known: Input | None = None) -> Record
     record["rung"] = capture_record(captured).rung
     record["sites"] = len(find_sites(captured))
     if not small:
-        record["operators"] = [count_affine(captured).operators, None]
         reason = f"{weights:,} weights; more than {settings.largest:,} are not merged here"
         return record | {"status": "counted", "reason": reason}
     try:

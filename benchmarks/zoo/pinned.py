@@ -68,10 +68,10 @@ def summary(table: Mapping[str, Record]) -> str:
 
 
 def quick(table: Mapping[str, Record]) -> list[str]:
-    """The smallest variant of each family that is merged, by the number of its weights."""
+    """The smallest variant of each family, by the number of its weights."""
     smallest: dict[str, str] = {}
-    merged = [name for name, record in table.items() if record["status"] == "equal"]
-    for name in sorted(merged, key=lambda each: (table[each]["weights"], each)):
+    captured = [name for name, record in table.items() if "sites" in record]
+    for name in sorted(captured, key=lambda each: (table[each]["weights"], each)):
         smallest.setdefault(family(name), name)
     return sorted(smallest.values())
 

@@ -16,6 +16,7 @@ from torch import nn
 import fxreduce
 from tests.models import Residual, Small, images, seeded
 
+pytest.importorskip("safetensors", reason="fitted weights are saved in its format")
 BATCHES = images(6, 6, 6)
 
 
