@@ -47,7 +47,7 @@ def _run(arguments: argparse.Namespace, table: dict[str, Record]) -> int:
     sweep(
         chosen,
         arguments.results,
-        Settings(arguments.largest, arguments.float64),
+        Settings(arguments.largest, arguments.float64, tuple(arguments.parts)),
         limits=Limits(arguments.memory, arguments.seconds),
         jobs=arguments.jobs,
         known=inputs(table),
@@ -77,6 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE")
     parser.add_argument("--quick", action="store_true", help="one small variant of each family")
     parser.add_argument("--float64", action="store_true", help="compare in float64, to 1e-9")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=Settings.parts,
+        default=Settings.parts,
+        help="merge the model as it is, and without half of its rectifiers (default: both)",
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes (default %(default)s)")
     parser.add_argument(
         "--largest",

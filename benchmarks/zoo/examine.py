@@ -34,10 +34,12 @@ class Settings:
         largest: the number of weights above which it is only captured and counted.
         precise: compare in float64 to 1e-9; else in float32 to 1e-5, and in float64 where rounding
             alone is larger than that.
+        parts: what is merged: "fused", the model as it is; "half", without half of its rectifiers.
     """
 
     largest: int = LARGEST
     precise: bool = False
+    parts: tuple[str, ...] = ("fused", "half")
 
 
 def examine(name: str, settings: Settings, known: Input | None = None) -> Record:
@@ -64,16 +66,19 @@ def examine(name: str, settings: Settings, known: Input | None = None) -> Record
     record["rung"] = capture_record(captured).rung
     record["sites"] = len(find_sites(captured))
     if not small:
-        reason = f"{weights:,} weights; more than {settings.largest:,} are not merged here"
+        reason = f"{weights:,} weights; only {settings.largest:,} are merged in such a run"
+        if not settings.largest:
+            reason = "captured and counted; not merged yet"
         return record | {"status": "counted", "reason": reason}
     try:
-        return record | _merged(model, captured, chosen, settings.precise)
+        return record | _merged(model, captured, chosen, settings)
     except FxReduceError as error:
         return record | {"status": "wrong", "reason": _said("not merged", error)}
 
 
-def _merged(model: nn.Module, captured: GraphModule, chosen: Input, precise: bool) -> Record:
+def _merged(model: nn.Module, captured: GraphModule, chosen: Input, settings: Settings) -> Record:
     """Merge the model as it is, and without half of its rectifiers; compare both, and a control."""
+    precise, half = settings.precise, tuple(site.name for site in find_sites(captured)[::2])
     if precise:
         model, captured = model.double(), captured.double()
     dtype = next(model.parameters()).dtype
@@ -82,7 +87,8 @@ def _merged(model: nn.Module, captured: GraphModule, chosen: Input, precise: boo
         for seed, batch in ((1, 2), (2, 3))
     )
     record: Record = {}
-    for key, sites in (("fused", ()), ("half", tuple(s.name for s in find_sites(captured)[::2]))):
+    for key in settings.parts:
+        sites = half if key == "half" else ()
         unmerged = fxreduce.linearize(captured, sites) if sites else captured
         merged = fxreduce.fuse(unmerged, example_inputs=x)
         report = fxreduce.report(merged)
@@ -97,8 +103,8 @@ def _merged(model: nn.Module, captured: GraphModule, chosen: Input, precise: boo
             if precise or not _equal_in_double(reference, unmerged, x, fresh):
                 return record | {"status": "wrong", "reason": f"{key}: off by {found:.3g} relative"}
             record[f"{key}_in"] = "float64"
-        if key == "fused":
-            record["control"] = noticed = _noticed(model, merged, fresh)
+        if key == settings.parts[0]:
+            record["control"] = noticed = _noticed(reference, merged, fresh)
             if not noticed:
                 return record | {"status": "wrong", "reason": "a wrong weight was not noticed"}
     return record | {"status": "equal"}

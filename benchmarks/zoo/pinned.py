@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import timm
@@ -15,6 +15,7 @@ from benchmarks.zoo.architectures import Input, family
 from benchmarks.zoo.examine import Record
 from fxreduce.files import write_atomically
 
+QUICK = 30_000_000  # weights of the largest models of the quick list
 TABLE = Path(__file__).with_name("pinned.json")
 # The rest of a record (errors, seconds) is of one machine.
 PINNED = ("status", "reason", "input", "weights", "rung", "sites", "operators", "half")
@@ -68,12 +69,17 @@ def summary(table: Mapping[str, Record]) -> str:
 
 
 def quick(table: Mapping[str, Record]) -> list[str]:
-    """The smallest variant of each family, by the number of its weights."""
+    """The smallest variant of each family, by the number of its weights, but no large ones."""
     smallest: dict[str, str] = {}
-    captured = [name for name, record in table.items() if "sites" in record]
-    for name in sorted(captured, key=lambda each: (table[each]["weights"], each)):
+    small = [n for n, each in table.items() if "sites" in each and each["weights"] <= QUICK]
+    for name in sorted(small, key=lambda each: (table[each]["weights"], each)):
         smallest.setdefault(family(name), name)
     return sorted(smallest.values())
+
+
+def proved(table: Mapping[str, Record], names: Iterable[str]) -> list[str]:
+    """Those of the names that are known to be merged and equal."""
+    return [name for name in names if table[name]["status"] == "equal"]
 
 
 def _write(path: Path, text: str) -> None:
