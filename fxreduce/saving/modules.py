@@ -66,7 +66,7 @@ def _describe(module: nn.Module) -> Recipe | None:
     if getattr(nn, cls.__name__, None) is not cls or next(module.children(), None) is not None:
         return None
     names = [name for name in inspect.signature(cls).parameters if name not in _LEFT_OUT]
-    given = {name: getattr(module, name) for name in names}
+    given = {name: getattr(module, name) for name in names if hasattr(module, name)}
     return {"class": cls.__name__, "arguments": encode({k: _plain(v) for k, v in given.items()})}
 
 
