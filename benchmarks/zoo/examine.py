@@ -79,6 +79,7 @@ def examine(name: str, settings: Settings, known: Input | None = None) -> Record
 def _merged(model: nn.Module, captured: GraphModule, chosen: Input, settings: Settings) -> Record:
     """Merge the model as it is, and without half of its rectifiers; compare both, and a control."""
     precise, half = settings.precise, tuple(site.name for site in find_sites(captured)[::2])
+    allowed = FLOAT64 if precise else FLOAT32
     if precise:
         model, captured = model.double(), captured.double()
     dtype = next(model.parameters()).dtype
@@ -99,12 +100,12 @@ def _merged(model: nn.Module, captured: GraphModule, chosen: Input, settings: Se
         reference = unmerged if sites else model
         found = _apart(reference, merged, fresh)
         record[f"{key}_error"] = found
-        if not found <= (FLOAT64 if precise else FLOAT32):
+        if not found <= allowed:
             if precise or not _equal_in_double(reference, unmerged, x, fresh):
                 return record | {"status": "wrong", "reason": f"{key}: off by {found:.3g} relative"}
             record[f"{key}_in"] = "float64"
         if key == settings.parts[0]:
-            record["control"] = noticed = _noticed(reference, merged, fresh)
+            record["control"] = noticed = _noticed(reference, merged, fresh, allowed)
             if not noticed:
                 return record | {"status": "wrong", "reason": "a wrong weight was not noticed"}
     return record | {"status": "equal"}
@@ -132,8 +133,8 @@ def randomised(model: nn.Module) -> nn.Module:
     return model
 
 
-def _noticed(model: nn.Module, merged: GraphModule, x: Tensor) -> int:
-    """How many of `DRAWS` wrong weights of the merged model move its output beyond the tolerance.
+def _noticed(model: nn.Module, merged: GraphModule, x: Tensor, allowed: float) -> int:
+    """How many of `DRAWS` wrong weights of the merged model move its output by more than allowed.
 
     Each is one number of one weight, moved by the largest of them; it may lie where the rectifiers
     are off, so that not every one can be noticed.
@@ -146,7 +147,7 @@ def _noticed(model: nn.Module, merged: GraphModule, x: Tensor) -> int:
         place = tuple(int(torch.randint(n, (), generator=generator)) for n in tensor.shape)
         kept = float(tensor[place])
         tensor[place] += float(tensor.abs().max())
-        count += not _apart(model, changed, x) <= FLOAT32
+        count += not _apart(model, changed, x) <= allowed
         tensor[place] = kept
     return count
 
