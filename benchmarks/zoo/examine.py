@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
 
 import fxreduce
 from benchmarks.zoo.architectures import Input, build, on_meta, smallest_input
@@ -21,7 +22,7 @@ from fxreduce.graph.rectifiers import find_sites
 FLOAT32, FLOAT64 = 1e-5, 1e-9
 # Above this many weights a model is captured and counted, on the meta device, but not merged.
 LARGEST = 150_000_000
-DRAWS = 8
+DRAWS = 3
 
 Record = dict[str, Any]
 
@@ -136,15 +137,21 @@ def randomised(model: nn.Module) -> nn.Module:
 def _noticed(model: nn.Module, merged: GraphModule, x: Tensor, allowed: float) -> int:
     """How many of `DRAWS` wrong weights of the merged model move its output by more than allowed.
 
-    Each is one number of one weight, moved by the largest of them; it may lie where the rectifiers
-    are off, so that not every one can be noticed.
+    Each is one number of a weight that is drawn, moved by the largest of them: the one that the
+    output depends on most, as many others see nothing but padding or rectifiers that are off.
     """
-    changed, generator = copy.deepcopy(merged), torch.Generator().manual_seed(3)
+    changed = copy.deepcopy(merged).requires_grad_()
     weights = [p for p in changed.parameters() if p.dim() > 1]
+    order = torch.randperm(len(weights), generator=torch.Generator().manual_seed(3))
     count = 0
-    for _ in range(DRAWS if weights else 0):
-        tensor = weights[int(torch.randint(len(weights), (), generator=generator))].detach()
-        place = tuple(int(torch.randint(n, (), generator=generator)) for n in tensor.shape)
+    for index in order[:DRAWS].tolist():
+        leaves = pytree.tree_leaves(changed(x.clone()))
+        total = sum(leaf.square().sum() for leaf in leaves if leaf.is_floating_point())
+        (gradient,) = torch.autograd.grad(total, weights[index], allow_unused=True)
+        if gradient is None:
+            continue
+        place = torch.unravel_index(gradient.abs().argmax(), gradient.shape)
+        tensor = weights[index].detach()
         kept = float(tensor[place])
         tensor[place] += float(tensor.abs().max())
         count += not _apart(model, changed, x) <= allowed
