@@ -11,7 +11,7 @@ STAMP   := $(VENV)/.fxreduce-installed
 PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types docs zoo fuzz dist backend
+.PHONY: help demo test test-torch check lint types docs zoo fuzz dist backend
 .PHONY: bench-calibration bench-fusion bench-scale bench-cost bench-backend
 
 help: ## list the targets
@@ -22,6 +22,9 @@ demo: $(STAMP) ## train two small networks, reduce them, print what it gains and
 
 test: $(STAMP) ## run the tests
 	$(PYTEST)
+
+test-torch: ## test the core alone, without extras, on torch TORCH=x.y, in an environment of its own
+	$(PYTHON) tests/on_torch.py $(TORCH)
 
 check: lint types test docs ## everything that a change has to pass: lint, format, types, tests, docs
 
@@ -38,8 +41,10 @@ docs: $(STAMP) ## build the documentation into docs/_build/html, warnings being 
 fuzz: $(STAMP) ## run the property tests on many more examples
 	$(PYTEST) -m hypothesis --hypothesis-profile=fuzz
 
-zoo: $(STAMP) ## merge models of many families, the large ones too
-	$(PYTEST) tests/zoo -m ''
+zoo: $(STAMP) ## examine every architecture of torchvision and timm; goes on where it was stopped
+	$(PYTEST) tests -m zoo
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.zoo run --jobs $(JOBS)
+	$(BIN)/python -m benchmarks.zoo compare
 
 backend: $(STAMP) ## run the tests of the backend for torch.compile with inductor inside, too
 	$(PYTEST) tests/backend -m ''

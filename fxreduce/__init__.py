@@ -24,6 +24,7 @@ from fxreduce.planning.budgets import Budget, EntropyBelow, Fidelity, Fraction, 
 from fxreduce.planning.plan import Plan
 from fxreduce.planning.speedup import Speedup
 from fxreduce.report.report import Report
+from fxreduce.saving.model import load, save
 from fxreduce.verify import Equivalence, verify
 
 __version__ = "0.1.0"
@@ -55,9 +56,11 @@ __all__ = [
     "capture",
     "fuse",
     "linearize",
+    "load",
     "pre_grad_pass",
     "registry",
     "report",
+    "save",
     "schedules",
     "verify",
 ]

@@ -28,6 +28,7 @@ from fxreduce.planning.budgets import Budget
 from fxreduce.planning.example import Example
 from fxreduce.planning.execute import Decisions, execute
 from fxreduce.planning.measure import measure
+from fxreduce.planning.origin import ORIGIN, Origin
 from fxreduce.planning.planner import LOCAL, Options, make_plan, require_compensation
 from fxreduce.planning.prepare import prepare
 from fxreduce.planning.ranking import Importance, SiteImportance
@@ -202,6 +203,7 @@ def linearize(
     if result.refusals:
         refusal = result.refusals[0]
         raise PlanError(f"{refusal.where} cannot be removed: {refusal.reason}")
+    result.graph_module.meta[ORIGIN] = Origin.of(captured)
     return result.graph_module.eval()
 
 

@@ -134,5 +134,5 @@ def _replace(recorder: Recorder, found: Match) -> None:
         assert not isinstance(folded, Refusal)  # it was composed when it was matched
         like = norm.like if call.like is None else call.like
         why = f"{label(call.node)} with the affine part of {name}"
-        recorder.merge([call.node], call.input, to_module(folded, like), why)
+        recorder.merge([call.node], call.input, to_module(folded, like), why, norm.nodes)
     recorder.merge(norm.nodes, norm.input, norm.plain, f"{name} without its affine part")

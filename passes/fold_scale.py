@@ -175,5 +175,5 @@ def _replace(recorder: Recorder, found: Match) -> None:
     scale, into = found.scale.node, found.into.node
     why = f"one operator instead of {label(scale)} and {label(into)}"
     module = to_module(merged, like_of((found.scale, found.into)))
-    recorder.merge([into], found.into.input, module, why)
+    recorder.merge([into], found.into.input, module, why, [scale])
     recorder.replace(scale, found.scale.input, why)

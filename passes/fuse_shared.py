@@ -138,4 +138,5 @@ def _merge(recorder: Recorder, call: AffineCall, reader: AffineCall) -> None:
         call.input,
         to_module(merged, like_of((call, reader))),
         f"{label(reader.node)} reads the input of {label(call.node)} itself",
+        [call.node],
     )

@@ -120,5 +120,5 @@ def _replace(recorder: Recorder, found: Match) -> None:
     why = f"{label(found.call.node)} acts on the operands' operators"
     for producer, part in found.pairs:
         module = to_module(_scaled(producer.operator, part), producer.like)
-        recorder.merge([producer.node], producer.input, module, why)
+        recorder.merge([producer.node], producer.input, module, why, [found.call.node])
     recorder.replace(found.call.node, found.whole.node, why)

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from tests.extras import missing
 
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 # `ci` tries the same examples everywhere; `make fuzz` looks for new ones.
 settings.register_profile("ci", max_examples=100, derandomize=True, **_COMMON)
 settings.register_profile("fuzz", max_examples=3000, **_COMMON)
 settings.load_profile("ci")
+
+
+_LEFT_OUT: dict[str, list[str]] = {}
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out test modules that need a package which is not installed; the summary says which."""
+    if collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
+        return None
+    packages = missing(collection_path)
+    if packages:
+        _LEFT_OUT[collection_path.name] = packages
+    return True if packages else None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for name, packages in sorted(_LEFT_OUT.items()):
+        terminalreporter.write_line(f"LEFT OUT {name}: needs {', '.join(packages)}")
 
 
 @pytest.fixture(autouse=True)

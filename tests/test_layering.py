@@ -15,7 +15,7 @@ import fxreduce
 ROOT = Path(fxreduce.__file__).parent
 # From the ground floor up; what stands together may import each other.
 FLOORS = (
-    ("errors", "extensions", "progress", "files", "timing"),
+    ("errors", "extensions", "progress", "files", "plain", "timing", "versions"),
     ("data",),
     ("operators",),
     ("graph",),
@@ -26,7 +26,7 @@ FLOORS = (
     ("report", "verify"),
     ("dynamo",),
     ("planning",),
-    ("schedules",),
+    ("saving", "schedules"),
     ("analysis", "api", "backend", "registry"),
     ("__init__",),
     ("cli", "__main__"),

@@ -15,6 +15,8 @@ from pathlib import Path
 import fxreduce
 from fxreduce.cli.commands import analyze, demo, reduce
 from fxreduce.cli.completion import add_completion
+from fxreduce.cli.inspect import inspect
+from fxreduce.cli.saving import FORMATS
 from fxreduce.cli.schedule_arguments import add_schedule
 from fxreduce.cli.values import fraction, positive
 from fxreduce.data.names import NAMES
@@ -61,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands.add_parser("demo", help="train, reduce and measure two small networks"))
     _add_analyze(commands.add_parser("analyze", help="measure the rectifiers of a model"))
     _add_reduce(commands.add_parser("reduce", help="reduce a model and write it to a file"))
+    _add_inspect(commands.add_parser("inspect", help="say what a file is that reduce wrote"))
     schedule = commands.add_parser("schedule", help="run a published method, or compare them")
     add_schedule(schedule)
     _add_common(schedule)
@@ -106,8 +109,7 @@ def _add_reduce(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="FILE.pt2: the reduced model for torch.export.load, any batch size; "
-        "FILE.json: the plan for fxreduce.Plan.load",
+        help="; ".join(f"FILE{suffix}: {what}" for suffix, (what, _) in FORMATS.items()),
     )
     parser.add_argument(
         "--report",
@@ -168,6 +170,16 @@ def _add_reduce(parser: argparse.ArgumentParser) -> None:
         )
     _add_common(parser)
     parser.set_defaults(run=reduce)
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Say what is in a plan, a reduced model, a torch.export program or an ONNX model. Nothing "
+        "of the file is run."
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="as `fxreduce reduce` wrote it")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(run=inspect)
 
 
 def _add_inputs(parser: argparse.ArgumentParser) -> None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 import fxreduce
 from fxreduce.cli.errors import UsageError
-from fxreduce.errors import EquivalenceError, UnsupportedError
-from fxreduce.files import write_atomically
+from fxreduce.errors import UnsupportedError
 
-_SUFFIXES = (".pt2", ".json")
+# What each suffix is, and how a program reads such a file.
+FORMATS = {
+    ".json": ("the plan", "fxreduce.Plan.load({path!r}).apply(model)"),
+    ".safetensors": ("the reduced model", "fxreduce.load({path!r}, model)"),
+    ".pt2": ("a torch.export program for any batch size", "torch.export.load({path!r}).module()"),
+    ".onnx": ("an ONNX model for any batch size", "onnxruntime.InferenceSession({path!r})"),
+}
 
 
 def check_destination(path: Path) -> None:
@@ -24,11 +28,9 @@ def check_destination(path: Path) -> None:
         UnsupportedError: The suffix is none of those that fxreduce writes.
         UsageError: The folder does not exist or cannot be written to, or the path is a folder.
     """
-    if path.suffix not in _SUFFIXES:
-        raise UnsupportedError(
-            f"--out {path}: the suffix says what to write: .pt2 for the reduced model "
-            "(torch.export), .json for the plan"
-        )
+    if path.suffix not in FORMATS:
+        known = "; ".join(f"{suffix}: {what}" for suffix, (what, _) in FORMATS.items())
+        raise UnsupportedError(f"--out {path}: the suffix says what to write. {known}")
     require_writable("--out", path)
 
 
@@ -56,47 +58,15 @@ def save(path: Path, plan: fxreduce.Plan, reduced: GraphModule, images: Tensor) 
         images: `[N, C, H, W]`, to export the model with.
 
     Raises:
-        UnsupportedError: torch.export cannot express the model for any batch size.
+        UnsupportedError: The format cannot express the model, or a package is missing.
         EquivalenceError: The model, read back from the file, computes something else.
-        FxReduceError: The file cannot be written.
+        PlanError: The file cannot be written.
     """
+    what, how = FORMATS[path.suffix]
     if path.suffix == ".json":
         plan.save(path)
-        return f"wrote the plan to {path}: fxreduce.Plan.load({str(path)!r}).apply(model)"
-    program = _export(reduced, images)
-    try:
-        write_atomically(path, lambda temporary: _write(program, reduced, temporary, images))
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error}") from error
-    return (
-        f"wrote the reduced model to {path} ({path.stat().st_size:,} bytes), read it back and "
-        f"compared: torch.export.load({str(path)!r}).module()"
-    )
-
-
-def _export(module: GraphModule, images: Tensor) -> torch.export.ExportedProgram:
-    # torch.export takes batch sizes 0 and 1 for constants: the example has two images.
-    example = images[:1].repeat(2, 1, 1, 1)
-    dynamic = ({0: torch.export.Dim("batch")},)
-    try:
-        return torch.export.export(module, (example,), dynamic_shapes=dynamic)
-    except Exception as error:  # torch.export raises many kinds, each of them its verdict
-        reason = str(error).strip().partition("\n")[0]
-        raise UnsupportedError(
-            f"torch.export cannot express the reduced model for any batch size: {reason}. "
-            "Write the plan instead (--out FILE.json) and apply it from Python"
-        ) from error
-
-
-def _write(
-    program: torch.export.ExportedProgram, module: GraphModule, path: Path, images: Tensor
-) -> None:
-    torch.export.save(program, path)
-    read_back = torch.export.load(path)
-    for batch in (images[:1], images[:1].repeat(3, 1, 1, 1)):
-        if not (found := fxreduce.verify(module, read_back, batch)).ok:
-            raise EquivalenceError(
-                f"the exported model, read back, must compute what the reduced model does; it is "
-                f"off by {found.max_rel:.3g} relative, {found.tolerance:.3g} is allowed. Write the "
-                "plan instead (--out FILE.json) and report the model"
-            )
+        checked = ""
+    else:
+        fxreduce.save(reduced, path, example_inputs=images[:1])
+        checked = f" ({path.stat().st_size:,} bytes), read it back and compared"
+    return f"wrote {what} to {path}{checked}: {how.format(path=str(path))}"

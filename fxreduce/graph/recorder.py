@@ -14,6 +14,7 @@ from torch.fx.node import Argument, Target, map_arg
 
 from fxreduce.graph.aliases import Aliases, makes_fresh
 from fxreduce.graph.nodes import SHAPE, label, module_path
+from fxreduce.graph.origins import ORIGINS, origins
 from fxreduce.graph.paths import Paths
 from fxreduce.graph.values import VALUE
 
@@ -75,13 +76,22 @@ class Recorder:
         """The nodes as they are now; a list, so that edits do not disturb a loop over it."""
         return list(self.graph_module.graph.nodes)
 
-    def merge(self, nodes: Sequence[Node], given: Node, module: nn.Module, why: str) -> Node:
+    def merge(
+        self,
+        nodes: Sequence[Node],
+        given: Node,
+        module: nn.Module,
+        why: str,
+        taken: Sequence[Node] = (),
+    ) -> Node:
         """Let one call of `module` on `given` take the place of `nodes`.
 
         Args:
             nodes: in graph order; the last one's value is replaced, the others feed only it. The
                 call stands where the first one stood, so that it reads `given` when that did.
+            taken: further nodes whose weights went into the module's.
         """
+        names = origins(self.graph_module, (*nodes, *taken))
         path = self._free_path(nodes)
         self._set_module(path, module)
         merged = self._new("call_module", path, (given,), {}, nodes[0])
@@ -89,7 +99,7 @@ class Recorder:
             self._aliases = None
         if self._aliases is not None:
             self._aliases.add(merged, place_of=nodes[0], memory_of=nodes[-1])
-        merged.meta = nodes[-1].meta | {_ABSORBED: _labels(nodes)}
+        merged.meta = {**nodes[-1].meta, ORIGINS: names, _ABSORBED: _labels(nodes)}
         self.edits.append(Edit("created", merged.name, why))
         self._replace(nodes[-1], merged, why)
         for node in reversed(nodes[:-1]):
@@ -111,10 +121,11 @@ class Recorder:
             nodes: what the caller will erase, and whose path is therefore free.
             shape: of the call's value, where it is known.
         """
+        names = origins(self.graph_module, nodes)
         path = self._free_path(nodes)
         self._set_module(path, module)
         stand_in = self.create("call_module", path, (given,), {}, before, shape, why)
-        stand_in.meta[_ABSORBED] = _labels(nodes)
+        stand_in.meta |= {ORIGINS: names, _ABSORBED: _labels(nodes)}
         return stand_in
 
     def create(
@@ -145,7 +156,9 @@ class Recorder:
     ) -> Node:
         """The call of `node` once more, before a node, on another value instead of `given`."""
         args, kwargs = map_arg((node.args, node.kwargs), lambda each: on if each is given else each)
-        return self.create(node.op, node.target, args, kwargs, before, shape, why)
+        new = self.create(node.op, node.target, args, kwargs, before, shape, why)
+        new.meta.update({key: node.meta[key] for key in (ORIGINS,) if key in node.meta})
+        return new
 
     def insert(self, path: str, module: nn.Module, given: Node, before: Node, why: str) -> Node:
         """A call of a new module, of its input's shape, on `given` before a node, which stays.

@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 
 from fxreduce.calibration.batches import DefaultForward
 from fxreduce.errors import CaptureError
-from fxreduce.graph.shapes import copied, propagate_shapes
+from fxreduce.graph.shapes import call, copied, propagate_shapes
+from fxreduce.graph.signature import Arguments
 
 Forward = Callable[[nn.Module, Any], Any]
 # Merges are checked in float64; a few samples show a wrong one as well as many.
@@ -58,9 +59,15 @@ class InputSpec:
     @classmethod
     def of(cls, example: Example) -> InputSpec | None:
         """The spec of a batch; None where a forward of the user's own takes it apart."""
-        if not isinstance(example.forward, DefaultForward):
+        if isinstance(example.forward, DefaultForward):
+            args, kwargs = example.forward.arguments(example.batch)
+        elif example.forward is call:
+            given = Arguments.of(example.batch)
+            args, kwargs = given.args, given.kwargs
+        elif example.forward is _call:
+            args, kwargs = example.batch
+        else:
             return None
-        args, kwargs = example.forward.arguments(example.batch)
         if not all(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
             return None
         return cls(

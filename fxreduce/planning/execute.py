@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 from fxreduce.graph.capture import capture_record, notes
 from fxreduce.graph.compare import is_half, model_dtype
 from fxreduce.graph.count import count_affine
+from fxreduce.graph.origins import parameter_map
 from fxreduce.graph.recorder import RefusedRewrite
 from fxreduce.graph.rectifiers import find_sites
 from fxreduce.graph.values import name_values
@@ -24,7 +25,8 @@ from fxreduce.passes.linearise import Linearise
 from fxreduce.passes.pipeline import PREPARE, fusion
 from fxreduce.passes.refit import Refit
 from fxreduce.planning.crop import crop
-from fxreduce.planning.example import Example
+from fxreduce.planning.example import Example, InputSpec
+from fxreduce.planning.origin import ORIGIN, Origin
 from fxreduce.planning.payoff import not_paid
 from fxreduce.report.graph_view import graph_view
 from fxreduce.report.report import REPORT, Report, SiteRow
@@ -119,7 +121,9 @@ def execute(
         *refit.refusals,
     )
     result = refit.graph_module
+    inputs = None if example is None else InputSpec.of(example)
     cropping = (CropKernels(decisions.cropped, decisions.cost),) if decisions.cropped else ()
+    result.meta[ORIGIN] = Origin.of(graph_module, inputs)
     result.meta[PIPELINE] = (*PREPARE, removal, *cropping, *merging)
     result.meta[REPORT] = Report(
         rung=capture_record(graph_module).rung,
@@ -144,6 +148,7 @@ def execute(
         trials=decisions.trials,
         graph_before=graph_view(graph_module),
         graph_after=graph_view(result),
+        parameters=parameter_map(graph_module, result),
     )
     return result.eval()
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from ctypes import string_at
 from hashlib import sha256
 from operator import itemgetter
+from typing import Protocol
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -41,20 +42,23 @@ def _used_tensors(graph_module: GraphModule) -> Iterator[tuple[str, Tensor]]:
             yield str(node.target), constant
 
 
-def require_same(expected: Fingerprint, seen: Fingerprint) -> None:
-    """Raise PlanError, naming the first difference, unless the fingerprints are equal."""
+def require_same(expected: Fingerprint, seen: Fingerprint, made: str = "the plan") -> None:
+    """Raise PlanError, naming the first difference, unless the fingerprints are equal.
+
+    `made` is what was made for the expected one.
+    """
+    advice = f"Make {made.replace('the', 'a new', 1)} for this model"
     for place, (a, b) in enumerate(zip(expected, seen, strict=False)):
         if a != b:
             raise PlanError(
-                f"the plan was made for another architecture: at position {place} it has {a!r}, "
-                f"the model {b!r}. Make a new plan for this model"
+                f"{made} was made for another architecture: at position {place} it has {a!r}, "
+                f"the model {b!r}. {advice}"
             )
     if len(expected) != len(seen):
-        longer, name = (expected, "plan") if len(expected) > len(seen) else (seen, "model")
+        longer, name = (expected, made) if len(expected) > len(seen) else (seen, "the model")
         raise PlanError(
-            f"the plan was made for another architecture: only the {name} has "
-            f"{longer[min(len(expected), len(seen))]!r} and what follows. Make a new plan for this "
-            "model"
+            f"{made} was made for another architecture: only {name} has "
+            f"{longer[min(len(expected), len(seen))]!r} and what follows. {advice}"
         )
 
 
@@ -70,7 +74,19 @@ def digest_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
     for name, tensor in sorted(tensors, key=itemgetter(0)):
         if tensor.is_floating_point() and id(tensor) not in seen:
             seen.add(id(tensor))
-            whole = tensor.detach().cpu().contiguous()
-            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            found.update(string_at(whole.data_ptr(), whole.numel() * whole.element_size()))
+            hash_tensors(found, {name: tensor})
     return found.hexdigest()
+
+
+def hash_tensors(found: Hash, tensors: Mapping[str, Tensor]) -> None:
+    """Let a hash take in tensors by name, in the order of their names."""
+    for name, tensor in sorted(tensors.items(), key=itemgetter(0)):
+        whole = tensor.detach().cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(string_at(whole.data_ptr(), whole.numel() * whole.element_size()))
+
+
+class Hash(Protocol):
+    """One of hashlib's."""
+
+    def update(self, data: bytes, /) -> None: ...

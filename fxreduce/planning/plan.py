@@ -9,6 +9,7 @@ from math import isfinite
 from os import PathLike
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import torch
 from torch import Tensor
@@ -17,7 +18,6 @@ from torch.fx import GraphModule
 from fxreduce.calibration.batches import device_of
 from fxreduce.dynamo.backend import Backend
 from fxreduce.errors import CaptureError, PlanError, first_line
-from fxreduce.files import write_atomically
 from fxreduce.graph.capture import Model, as_module, capture
 from fxreduce.graph.recorder import RefusedRewrite
 from fxreduce.graph.signature import Arguments
@@ -28,10 +28,11 @@ from fxreduce.passes.refit import Refit
 from fxreduce.planning.example import InputSpec, TensorSpec, learn_shapes
 from fxreduce.planning.execute import Decisions, execute
 from fxreduce.planning.fingerprint import Fingerprint, digest, fingerprint, require_same
+from fxreduce.planning.plan_file import read_weights, require_whole, write_plan
 from fxreduce.planning.regions import Region
 from fxreduce.planning.removal import NOT_FITTED, PlannedRemoval
-from fxreduce.planning.weights_file import SUFFIX, load_weights, save_weights
 from fxreduce.report.trial import Trial
+from fxreduce.versions import versions_differ
 
 SCHEMA = 3
 
@@ -203,16 +204,13 @@ class Plan:
     def save(self, path: str | PathLike[str]) -> None:
         """Write the plan as JSON, atomically; fitted weights go to a safetensors file beside it.
 
+        That is named after the plan and its own content, `plan-0123456789ab.safetensors`, so that a
+        plan is never read with the weights of another.
+
         Raises:
             PlanError: a file cannot be written, or the cost model has no name to be found by.
         """
         as_cost(self.cost.name)
-        path = Path(path)
-        beside = path.with_suffix(SUFFIX)
-        if self.weights and path == beside:
-            raise PlanError(
-                f"a plan is JSON; {path} is the name of its weights. Use another suffix"
-            )
         content = asdict(replace(self, weights={})) | {
             "schema": SCHEMA,
             "steps": [
@@ -220,17 +218,13 @@ class Plan:
             ],
             "importances": {name: _number(value) for name, value in self.importances.items()},
             "cost": self.cost.name,
-            "weights": beside.name if self.weights else None,
             "maps": {
                 name: {"scale": m.scale.tolist(), "shift": m.shift.tolist(), "rank": m.rank}
                 for name, m in self.maps.items()
             },
         }
-        text = json.dumps(content, indent=1, allow_nan=False)
         try:
-            if self.weights:
-                save_weights(beside, self.weights)
-            write_atomically(path, lambda temporary: _write(temporary, text))
+            write_plan(Path(path), content, self.weights)
         except OSError as error:
             raise PlanError(f"the plan cannot be written to {path}: {error}") from error
 
@@ -255,19 +249,16 @@ class Plan:
             )
         try:
             plan = cls(**_decode(content))
-            name = content["weights"]
+            name, version = content["weights"], content["torch"]
+            require_whole(Path(path), content)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(
                 f"{path} is a damaged plan: {first_line(error)}. Make it again with "
                 "fxreduce.analyze(...).plan(...)"
             ) from error
-        return (
-            plan if name is None else replace(plan, weights=load_weights(Path(path).parent / name))
-        )
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+        if (difference := versions_differ(version)) is not None:
+            warn(f"{path}: {difference}", stacklevel=2)
+        return plan if name is None else replace(plan, weights=read_weights(Path(path), name))
 
 
 def _number(value: float) -> float | str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from html import escape
 
 from fxreduce.graph.recorder import RefusedRewrite
@@ -69,6 +69,8 @@ class Report:
         latency: where somebody measured it and put it in with `dataclasses.replace`.
         agreement: how often predictions are the original's on data that planning has not seen,
             from 0 to 1; put in likewise.
+        parameters: where each parameter of the model went: to itself where nothing touched it, to
+            the parameters of the operator that it was merged into, or nowhere.
     """
 
     rung: str
@@ -86,6 +88,7 @@ class Report:
     graph_after: GraphView = NOTHING
     latency: Latency | None = None
     agreement: float | None = None
+    parameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def merged(self) -> Mapping[str, tuple[str, ...]]:

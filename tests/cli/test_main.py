@@ -81,11 +81,33 @@ def test_reduce_writes_a_program_for_any_batch_size(
     out = capsys.readouterr().out
     assert "2 of 2 rectifiers removed" in out
     assert "same prediction as the original on" in out
-    assert "wrote the reduced model to" in out
+    assert "wrote a torch.export program for any batch size to" in out
     program = torch.export.load(path).module()
     for images in (1, 5):
         assert program(torch.randn(images, 1, 8, 8)).shape == (images, 10)
     assert sorted(file.name for file in tmp_path.glob("*.pt2")) == ["reduced.pt2"]
+
+
+def test_reduce_writes_a_model_that_is_loaded_again(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "reduced.safetensors"
+    assert main(["reduce", model, "--budget", "2", "--out", str(path), *QUICK]) == 0
+    assert f"read it back and compared: fxreduce.load('{path}', model)" in capsys.readouterr().out
+    loaded = fxreduce.load(path)
+    assert len(fxreduce.report(loaded).removed) == 2
+    assert loaded(torch.randn(3, 1, 8, 8)).shape == (3, 10)
+
+
+def test_reduce_writes_an_onnx_model_for_any_batch_size(model: str, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX is an extra")
+    path = tmp_path / "reduced.onnx"
+    assert main(["reduce", model, "--budget", "2", "--out", str(path), *QUICK]) == 0
+    session = onnxruntime.InferenceSession(path)
+    (given,) = session.get_inputs()
+    for images in (1, 5):
+        (y,) = session.run(None, {given.name: torch.randn(images, 1, 8, 8).numpy()})
+        assert y.shape == (images, 10)
 
 
 def test_reduce_writes_a_plan_that_can_be_applied(

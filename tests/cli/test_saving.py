@@ -11,10 +11,10 @@ from fxreduce.cli.saving import check_destination
 from fxreduce.errors import UnsupportedError
 
 
-@pytest.mark.parametrize("name", ["model", "model.onnx", "model.PT2"])
+@pytest.mark.parametrize("name", ["model", "model.pth", "model.PT2"])
 def test_an_unknown_suffix_is_answered_with_the_known_ones(tmp_path: Path, name: str) -> None:
     with pytest.raises(
-        UnsupportedError, match=r"\.pt2 for the reduced model .*\.json for the plan"
+        UnsupportedError, match=r"\.json: the plan; .*\.pt2: a torch\.export program .*\.onnx"
     ):
         check_destination(tmp_path / name)
 

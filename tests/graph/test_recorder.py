@@ -201,6 +201,8 @@ def test_a_call_that_stands_in_takes_the_path_of_nodes_that_are_to_go() -> None:
     assert shape_of(stand_in) == (5, 4)
     assert shape_of(other) is None
     assert (absorbed(stand_in), absorbed(other)) == (("0",), ("2",))
+    assert stand_in.meta["fxreduce.origins"] == ("0.weight", "0.bias")
+    assert other.meta["fxreduce.origins"] == ("2.weight", "2.bias")
     recorder.replace(last, other, "why")
     recorder.replace(first, stand_in, "why")
     assert recorder.counts() == {"created": 2, "replaced": 2}

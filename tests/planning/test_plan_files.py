@@ -78,7 +78,8 @@ def test_the_file_is_json_with_a_schema_and_no_pickle(content: dict[str, Any]) -
 def test_an_infinite_importance_is_json_and_comes_back(
     model: nn.Module, tmp_path: Path, value: float
 ) -> None:
-    plan = fxreduce.analyze(model, BATCHES).plan(budget=1, importance=lambda site: value)
+    analysis = fxreduce.analyze(model, BATCHES)
+    plan = analysis.plan(budget=1, importance=lambda site: value, compensate="identity")
     path = tmp_path / "plan.json"
     plan.save(path)
 

@@ -1,0 +1,174 @@
+"""What is asked of one architecture: captured, sites counted, merged and equal, control noticed."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+import fxreduce
+from benchmarks.zoo.architectures import Input, build, on_meta, smallest_input
+from fxreduce.errors import FxReduceError, first_line
+from fxreduce.graph.capture import capture_record
+from fxreduce.graph.compare import difference
+from fxreduce.graph.rectifiers import find_sites
+
+FLOAT32, FLOAT64 = 1e-5, 1e-9
+# Above this many weights a model is captured and counted, on the meta device, but not merged.
+LARGEST = 150_000_000
+DRAWS = 3
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an architecture is examined.
+
+    Attributes:
+        largest: the number of weights above which it is only captured and counted.
+        precise: compare in float64 to 1e-9; else in float32 to 1e-5, and in float64 where rounding
+            alone is larger than that.
+        parts: what is merged: "fused", the model as it is; "half", without half of its rectifiers.
+    """
+
+    largest: int = LARGEST
+    precise: bool = False
+    parts: tuple[str, ...] = ("fused", "half")
+
+
+def examine(name: str, settings: Settings, known: Input | None = None) -> Record:
+    """The record of one architecture.
+
+    `status` is "equal", "counted" (too large to merge here), "excluded" (not captured) or "wrong",
+    which must not happen: merging changed an output, or the control was not noticed. All but the
+    first have a `reason`.
+    """
+    try:
+        chosen = known or smallest_input(name)
+    except Exception as error:
+        return {"status": "excluded", "reason": _said("no input", error)}
+    record: Record = {"input": chosen.as_json()}
+    weights = sum(p.numel() for p in on_meta(name, chosen).parameters())
+    record["weights"] = weights
+    small = weights <= settings.largest
+    model = randomised(build(name, chosen)) if small else on_meta(name, chosen)
+    x = chosen.random(torch.Generator().manual_seed(1), 2)
+    try:
+        captured = fxreduce.capture(model, x if small else x.to("meta"))
+    except (FxReduceError, RuntimeError) as error:
+        return record | {"status": "excluded", "reason": _said("not captured", error)}
+    record["rung"] = capture_record(captured).rung
+    record["sites"] = len(find_sites(captured))
+    if not small:
+        reason = f"{weights:,} weights; only {settings.largest:,} are merged in such a run"
+        if not settings.largest:
+            reason = "captured and counted; not merged yet"
+        return record | {"status": "counted", "reason": reason}
+    try:
+        return record | _merged(model, captured, chosen, settings)
+    except FxReduceError as error:
+        return record | {"status": "wrong", "reason": _said("not merged", error)}
+
+
+def _merged(model: nn.Module, captured: GraphModule, chosen: Input, settings: Settings) -> Record:
+    """Merge the model as it is, and without half of its rectifiers; compare both, and a control."""
+    precise, half = settings.precise, tuple(site.name for site in find_sites(captured)[::2])
+    allowed = FLOAT64 if precise else FLOAT32
+    if precise:
+        model, captured = model.double(), captured.double()
+    dtype = next(model.parameters()).dtype
+    x, fresh = (
+        chosen.random(torch.Generator().manual_seed(seed), batch).to(dtype)
+        for seed, batch in ((1, 2), (2, 3))
+    )
+    record: Record = {}
+    for key in settings.parts:
+        sites = half if key == "half" else ()
+        unmerged = fxreduce.linearize(captured, sites) if sites else captured
+        merged = fxreduce.fuse(unmerged, example_inputs=x)
+        report = fxreduce.report(merged)
+        record["operators" if key == "fused" else "half"] = [
+            report.operators_before,
+            report.operators_after,
+        ]
+        reference = unmerged if sites else model
+        found = _apart(reference, merged, fresh)
+        record[f"{key}_error"] = found
+        if not found <= allowed:
+            if precise or not _equal_in_double(reference, unmerged, x, fresh):
+                return record | {"status": "wrong", "reason": f"{key}: off by {found:.3g} relative"}
+            record[f"{key}_in"] = "float64"
+        if key == settings.parts[0]:
+            record["control"] = noticed = _noticed(reference, merged, fresh, allowed)
+            if not noticed:
+                return record | {"status": "wrong", "reason": "a wrong weight was not noticed"}
+    return record | {"status": "equal"}
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """The model, its constant weights and its batch-norms' statistics drawn from a fixed seed.
+
+    Libraries begin with scales of zero and one, behind which a wrong merge would not be seen.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in model.parameters():
+            if tensor.numel() and bool((tensor == tensor.flatten()[0]).all()):
+                if float(tensor.flatten()[0]) == 0:
+                    tensor.normal_(
+                        0, 0.2 / math.sqrt(max(1, tensor[0].numel())), generator=generator
+                    )
+                else:
+                    tensor.uniform_(0.5, 1.5, generator=generator)
+        for module in model.modules():
+            if getattr(module, "running_mean", None) is not None:
+                module.running_mean.normal_(0, 0.2, generator=generator)
+                module.running_var.uniform_(0.5, 2.0, generator=generator)
+    return model
+
+
+def _noticed(model: nn.Module, merged: GraphModule, x: Tensor, allowed: float) -> int:
+    """How many of `DRAWS` wrong weights of the merged model move its output by more than allowed.
+
+    Each is one number of a weight that is drawn, moved by the largest of them: the one that the
+    output depends on most, as many others see nothing but padding or rectifiers that are off.
+    """
+    changed = copy.deepcopy(merged).requires_grad_()
+    weights = [p for p in changed.parameters() if p.dim() > 1]
+    order = torch.randperm(len(weights), generator=torch.Generator().manual_seed(3))
+    count = 0
+    for index in order[:DRAWS].tolist():
+        leaves = pytree.tree_leaves(changed(x.clone()))
+        total = sum(leaf.square().sum() for leaf in leaves if leaf.is_floating_point())
+        (gradient,) = torch.autograd.grad(total, weights[index], allow_unused=True)
+        if gradient is None:
+            continue
+        place = torch.unravel_index(gradient.abs().argmax(), gradient.shape)
+        tensor = weights[index].detach()
+        kept = float(tensor[place])
+        tensor[place] += float(tensor.abs().max())
+        count += not _apart(model, changed, x) <= allowed
+        tensor[place] = kept
+    return count
+
+
+def _equal_in_double(reference: nn.Module, unmerged: GraphModule, x: Tensor, fresh: Tensor) -> bool:
+    """Whether the merge is right and only float32's rounding is larger than the tolerance."""
+    merged = fxreduce.fuse(unmerged.double(), example_inputs=x.double())
+    return _apart(reference.double(), merged, fresh.double()) <= FLOAT64
+
+
+def _apart(reference: nn.Module, other: nn.Module, x: Tensor) -> float:
+    with torch.no_grad():
+        return difference(reference(x.clone()), other(x.clone())).max_rel
+
+
+def _said(what: str, error: Exception) -> str:
+    return f"{what}: {first_line(error)[:400]}"

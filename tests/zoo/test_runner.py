@@ -1,0 +1,148 @@
+"""The zoo's runner itself: it resumes, survives what models do, and notices what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fxreduce
+from benchmarks.zoo import examine as examining
+from benchmarks.zoo import sweep as sweeping
+from benchmarks.zoo.architectures import Input, family, names, smallest_input
+from benchmarks.zoo.examine import Record, Settings, examine
+from benchmarks.zoo.pinned import differences, load, pin
+from benchmarks.zoo.sweep import Limits, read_results, sweep
+
+SMALL = Input((2, 3, 32, 32))
+
+
+def run(chosen: list[str], results: Path, **limits: Any) -> list[str]:
+    """Sweep; returns the names that were examined."""
+    told: list[str] = []
+    sweep(
+        chosen, results, Settings(), limits=Limits(**limits), jobs=2, known={},
+        told=lambda name, record: told.append(name),
+    )  # fmt: skip
+    return told
+
+
+def test_all_architectures_have_a_name_and_a_family() -> None:
+    found = names()
+    assert len(found) == len(set(found)) > 1000
+    assert {family(name) for name in ("timm:resnet18", "timm:resnet50")} == {"timm:resnet"}
+    assert (
+        family("torchvision:fasterrcnn_resnet50_fpn.backbone")
+        == "torchvision:detection.faster_rcnn"
+    )
+
+
+def test_the_smallest_input_is_one_that_the_model_takes() -> None:
+    assert smallest_input("timm:resnet10t") == SMALL
+    assert smallest_input("timm:vit_tiny_patch16_224") == Input((2, 3, 32, 32), image_size=32)
+    assert smallest_input("torchvision:inception_v3").shape > (2, 3, 64, 64)
+
+
+def test_a_model_is_equal_and_its_record_tells_what_was_merged() -> None:
+    record = examine("timm:resnet10t", Settings(precise=True), SMALL)
+    assert (record["status"], record["sites"], record["operators"]) == ("equal", 11, [29, 15])
+    assert max(record["fused_error"], record["half_error"]) <= 1e-9
+
+
+def test_a_large_model_is_captured_and_counted_without_memory_for_its_weights() -> None:
+    record = examine("timm:resnet10t", Settings(largest=1000), SMALL)
+    assert (record["status"], record["sites"]) == ("counted", 11)
+    assert "5,435,488 weights" in record["reason"]
+
+
+def test_a_wrong_merge_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    fuse = fxreduce.fuse
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        module = fuse(*args, **kwargs)
+        with torch.no_grad():
+            next(module.parameters()).mul_(1.001)
+        return module
+
+    monkeypatch.setattr(fxreduce, "fuse", wrong)
+    record = examine("timm:resnet10t", Settings(), SMALL)
+    assert record["status"] == "wrong"
+    assert "relative" in record["reason"]
+
+
+def test_a_control_that_goes_unnoticed_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examining, "_noticed", lambda *_: 0)
+    record = examine("timm:resnet10t", Settings(), SMALL)
+    assert (record["status"], record["reason"]) == ("wrong", "a wrong weight was not noticed")
+
+
+def test_scales_of_zero_and_one_are_drawn_so_that_no_branch_is_dead() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    nn.init.zeros_(model[1].weight)
+    for tensor in (t for t in examining.randomised(model).state_dict().values() if t.dim()):
+        assert tensor.unique().numel() == tensor.numel()
+
+
+def test_a_sweep_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeping, "examine", lambda *_: {"status": "equal"})
+    results = tmp_path / "results.jsonl"
+    assert run(["a"], results) == ["a"]
+    with results.open("a") as file:
+        file.write('{"name": "b", "stat')  # the power went
+    results.write_text(results.read_text().rstrip() + "\n")
+    assert sorted(run(["a", "b", "c"], results)) == ["b", "c"]
+    assert set(read_results(results)) == {"a", "b", "c"}
+
+
+def examine_badly(name: str, *_: Any) -> Record:
+    if name == "dies":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if name == "eats":
+        eaten = torch.ones(2**28)
+        time.sleep(10)
+        return {"status": str(eaten.sum())}
+    if name == "hangs":
+        while True:
+            pass
+    if name == "raises":
+        raise RuntimeError("of the model's own\nand more")
+    return {"status": "equal"}
+
+
+def test_what_a_model_does_to_its_process_is_a_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeping, "examine", examine_badly)
+    results = tmp_path / "results.jsonl"
+    resident = sweeping._resident(os.getpid()) / 2**30
+    run(["dies", "eats", "hangs", "raises", "fine"], results, memory=resident + 0.5, seconds=2)
+    found = {name: (r["status"], r.get("reason", "")) for name, r in read_results(results).items()}
+    assert found["fine"] == ("equal", "")
+    assert found["raises"] == ("failed", "RuntimeError: of the model's own")
+    assert found["dies"][1].startswith("ended by signal 11; 2 s of processor time")
+    assert found["eats"][1].startswith("ended by signal 9;")
+    assert found["hangs"][1].startswith(f"ended by signal {int(signal.SIGXCPU)};")
+
+
+def test_a_run_is_pinned_and_differences_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "pinned.json"
+    record = {"status": "equal", "sites": 3, "operators": [5, 2], "seconds": 1.5}
+    table = pin({"a": record, "b": record}, path)
+    assert load(path) == table
+    assert "seconds" not in json.loads(path.read_text())["models"]["a"]
+    assert list(differences(table, {"a": record | {"seconds": 9.0}})) == []
+    assert list(differences(table, {"a": record | {"sites": 4}, "c": record})) == [
+        "a: sites is 4, pinned 3",
+        "c: not pinned; seen equal",
+    ]
+    pin({"a": record | {"sites": 4}}, path)
+    assert [each["sites"] for each in load(path).values()] == [4, 3]
