@@ -10,7 +10,7 @@ of one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch.fx import GraphModule
@@ -23,7 +23,7 @@ from fxreduce.graph.setting import setting_of
 from fxreduce.graph.values import VALUE
 from fxreduce.operators.affine import Conv, Refusal, on_meta
 from fxreduce.operators.border import compose_inside
-from fxreduce.operators.cost import CostModel, FlopsCost, costs
+from fxreduce.operators.cost import CostModel, costs
 from fxreduce.passes.base import PassResult
 from fxreduce.passes.fuse_padded import Pair, match
 from fxreduce.passes.reasons import hazard, not_cheaper
@@ -34,12 +34,11 @@ class CropKernels:
     """Merge convolutions whose values are named, and crop the kernels.
 
     Attributes:
-        values: of the second convolutions, see `fxreduce.graph.values`.
-        cost: decides whether it pays.
+        values: of the second convolutions, see `fxreduce.graph.values`. `dearer` tells where it
+            does not pay.
     """
 
     values: tuple[str, ...] = ()
-    cost: CostModel = field(default_factory=FlopsCost)
     name: ClassVar[str] = "crop_kernels"
     exact: ClassVar[bool] = False
 
@@ -50,18 +49,12 @@ class CropKernels:
                 continue
             pair = match(recorder.graph_module, node)
             if isinstance(pair, Pair):
-                refusal = self._refusal(recorder, pair) or _replace(recorder, pair)
+                refusal = _hazard(recorder, pair) or _replace(recorder, pair)
             else:
                 refusal = pair
             if refusal is not None:
                 recorder.refuse(label(node), refusal.reason)
         return PassResult.of(recorder)
-
-    def _refusal(self, recorder: Recorder, pair: Pair) -> Refusal | None:
-        for call in (pair.first, pair.second):
-            if (refusal := hazard(recorder.aliases, call)) is not None:
-                return refusal
-        return dearer(pair, self.cost)
 
 
 def cropped(f: Conv, g: Conv) -> Conv | Refusal:
@@ -103,6 +96,11 @@ def dearer(pair: Pair, cost: CostModel) -> Refusal | None:
     if together < one + two:
         return None
     return Refusal(not_cheaper(together, one + two, cost.name))
+
+
+def _hazard(recorder: Recorder, pair: Pair) -> Refusal | None:
+    found = (hazard(recorder.aliases, call) for call in (pair.first, pair.second))
+    return next((refusal for refusal in found if refusal is not None), None)
 
 
 def _replace(recorder: Recorder, pair: Pair) -> Refusal | None:

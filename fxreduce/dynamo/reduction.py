@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch.fx import GraphModule
 
 from fxreduce.graph.recorder import RefusedRewrite
-from fxreduce.passes.base import Pass
+from fxreduce.passes.base import Pass, Pipeline
 from fxreduce.report.report import Report
 
 
@@ -23,7 +23,7 @@ class Reduction:
         refusals: what is left undone, and why.
     """
 
-    removal: tuple[Pass, ...] = ()
+    removal: Pipeline = ()
     fit: tuple[Pass, ...] = ()
     refusals: tuple[RefusedRewrite, ...] = ()
 

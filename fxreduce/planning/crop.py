@@ -9,7 +9,7 @@ from torch.fx import GraphModule
 from fxreduce.graph.rectifiers import find_sites
 from fxreduce.graph.values import VALUE, by_value, crosses
 from fxreduce.operators.cost import CostModel
-from fxreduce.passes.base import Check, PassResult, run_pipeline
+from fxreduce.passes.base import Pipeline, run_pipeline
 from fxreduce.passes.crop_kernels import CropKernels, dearer
 from fxreduce.passes.fuse_padded import Pair, match
 from fxreduce.passes.pipeline import fusion
@@ -47,27 +47,15 @@ class Crops:
 
 
 def merge_before(
-    graph_module: GraphModule,
-    cost: CostModel,
-    disable: Collection[str] = (),
-    check: Check | None = None,
+    graph_module: GraphModule, cost: CostModel, disable: Collection[str] = ()
 ) -> GraphModule:
     """The graph with all merged that pays, but for what merges with nothing else."""
-    return run_pipeline(graph_module, fusion(cost)[:1], disable=disable, check=check).graph_module
+    return run_pipeline(graph_module, fusion(cost)[:1], disable=disable).graph_module
 
 
-def crop(
-    graph_module: GraphModule,
-    values: tuple[str, ...],
-    cost: CostModel,
-    disable: Collection[str] = (),
-    check: Check | None = None,
-) -> PassResult:
-    """Merge what is exact, then what `CropKernels` makes of the named values; no more."""
-    if not values:
-        return PassResult(graph_module)
-    merged = merge_before(graph_module, cost, disable, check)
-    return CropKernels(values, cost).run(merged)
+def cropping(values: tuple[str, ...], cost: CostModel) -> Pipeline:
+    """The passes that merge what is exact, then what `CropKernels` makes of the named values."""
+    return (*fusion(cost)[:1], CropKernels(values)) if values else ()
 
 
 def merge_cropping(
@@ -80,7 +68,6 @@ def merge_cropping(
     """The graph with all merged that pays, approximately too where there are `crops`."""
     if crops is not None:
         merged = merge_before(graph_module, cost, disable)
-        graph_module = crop(
-            merged, crops.between(merged, removed, cost), cost, disable
-        ).graph_module
+        values = crops.between(merged, removed, cost)
+        graph_module = CropKernels(values).run(merged).graph_module
     return run_pipeline(graph_module, fusion(cost), disable=disable).graph_module

@@ -20,11 +20,10 @@ from fxreduce.graph.values import name_values
 from fxreduce.operators.affine import ScaleShift
 from fxreduce.operators.cost import CostModel
 from fxreduce.passes.base import Check, PassResult, run_pipeline
-from fxreduce.passes.crop_kernels import CropKernels
 from fxreduce.passes.linearise import Linearise
 from fxreduce.passes.pipeline import PREPARE, fusion
 from fxreduce.passes.refit import Refit
-from fxreduce.planning.crop import crop
+from fxreduce.planning.crop import cropping
 from fxreduce.planning.example import Example, InputSpec
 from fxreduce.planning.origin import ORIGIN, Origin
 from fxreduce.planning.payoff import not_paid
@@ -94,13 +93,12 @@ def execute(
         return Checker(reference, example.forward, example.batch)
 
     removal, merging = Linearise(decisions.sites, decisions.maps), fusion(decisions.cost)
+    approximate = cropping(decisions.cropped, decisions.cost)
     prepared = run_pipeline(graph_module, PREPARE, disable=disable, check=checker(graph_module))
     name_values(prepared.graph_module)
     removed = run_pipeline(prepared.graph_module, (removal,), disable=disable)
-    unmerged = removed
-    if decisions.cropped:
-        exactly = checker(removed.graph_module)
-        unmerged = crop(removed.graph_module, decisions.cropped, decisions.cost, disable, exactly)
+    exactly = checker(removed.graph_module) if approximate else None
+    unmerged = run_pipeline(removed.graph_module, approximate, disable=disable, check=exactly)
     check = checker(unmerged.graph_module)
     if check is not None and is_half(model_dtype(unmerged.graph_module)):
         # Rounding to half precision hides a wrong merge; on a float64 copy nothing does.
@@ -116,15 +114,14 @@ def execute(
         *decisions.refusals,
         *prepared.refusals,
         *removed.refusals,
-        *(unmerged.refusals if decisions.cropped else ()),
+        *unmerged.refusals,
         *merged.refusals,
         *refit.refusals,
     )
     result = refit.graph_module
     inputs = None if example is None else InputSpec.of(example)
-    cropping = (CropKernels(decisions.cropped, decisions.cost),) if decisions.cropped else ()
     result.meta[ORIGIN] = Origin.of(graph_module, inputs)
-    result.meta[PIPELINE] = (*PREPARE, removal, *cropping, *merging)
+    result.meta[PIPELINE] = (*PREPARE, removal, *approximate, *merging)
     result.meta[REPORT] = Report(
         rung=capture_record(graph_module).rung,
         sites=tuple(

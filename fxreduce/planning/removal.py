@@ -15,6 +15,7 @@ from fxreduce.graph.recorder import RefusedRewrite
 from fxreduce.operators.affine import ScaleShift
 from fxreduce.passes.linearise import Linearise
 from fxreduce.passes.refit import Refit
+from fxreduce.planning.crop import cropping
 from fxreduce.planning.execute import Decisions
 from fxreduce.planning.fingerprint import (
     Fingerprint,
@@ -89,7 +90,11 @@ class PlannedRemoval:
             warnings.warn(f"in a graph of torch.compile {NOT_FITTED}", stacklevel=2)
             return (Reduction((plain,), refusals=(refusal,)),)
         fit = Refit(decisions.weights, decisions.reads)
-        return (Reduction((Linearise(self.sites, decisions.maps),), (fit,)), Reduction((plain,)))
+        passes = (
+            Linearise(self.sites, decisions.maps),
+            *cropping(decisions.cropped, decisions.cost),
+        )
+        return (Reduction(passes, (fit,)), Reduction((plain,)))
 
     def explain(self, report: Report) -> Report:
         """The report of a reduced graph with what the plan says: order, entropies and reasons."""

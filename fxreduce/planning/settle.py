@@ -22,9 +22,10 @@ from fxreduce.graph.recorder import RefusedRewrite
 from fxreduce.graph.values import VALUE, by_value
 from fxreduce.operators.affine import ScaleShift
 from fxreduce.operators.cost import CostModel
+from fxreduce.passes.base import run_pipeline
 from fxreduce.passes.linearise import Linearise
 from fxreduce.planning.budgets import Judge
-from fxreduce.planning.crop import Crops, crop, merge_before
+from fxreduce.planning.crop import Crops, cropping, merge_before
 from fxreduce.planning.example import Example
 from fxreduce.planning.execute import merge
 from fxreduce.planning.gain import Sites
@@ -145,7 +146,8 @@ class Settling:
         plain = Linearise(tuple(sites)).run(self.prepared).graph_module
         cropped = self._cropped(plain, sites)
         for values in dict.fromkeys((cropped, ())):
-            start = crop(plain, values, self.cost, self.disable).graph_module
+            passes = cropping(values, self.cost)
+            start = run_pipeline(plain, passes, disable=self.disable).graph_module
             fitted = self._fitted(self._merged(start), error, sweeps)
             if fitted.weights:
                 return _Form({}, _places(values, start, fitted), fitted)

@@ -14,7 +14,7 @@ import fxreduce
 from fxreduce.planning.fingerprint import digest
 from tests.backend.compiling import Inner
 from tests.checks import assert_close
-from tests.models import Inverted, Residual, Small, images, seeded
+from tests.models import Inverted, PlainBlock, Residual, Small, images, seeded
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 MODELS = (Small, Residual, Inverted)
@@ -50,6 +50,18 @@ def test_a_compiled_plan_has_the_fitted_weights(
     plain = replace(plan, weights={}, maps_replaced=False).apply(model, verify=False)
     assert (plain(x) - compiled(x)).abs().max() > 1e-4  # or the fit would not be seen
     assert inner.compilations == 1
+
+
+def test_a_compiled_plan_merges_approximately_as_it_was_fitted(inner: Inner) -> None:
+    model = seeded(PlainBlock).double()
+    batches = [batch.double() for batch in images(32, 32, 32)]
+    analysis = fxreduce.analyze(model, batches, progress=False)
+    plan = analysis.plan(budget=fxreduce.Fidelity(0.0), include=["act"])
+    assert plan.cropped
+    compiled, x = torch.compile(model, backend=plan.backend(inner)), unseen()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_close(plan.apply(model, verify=False)(x), compiled(x))
 
 
 @pytest.mark.parametrize("make", MODELS)

@@ -14,7 +14,9 @@ import fxreduce
 from fxreduce.graph.modules import BorderedConv
 from fxreduce.graph.shapes import propagate_shapes
 from fxreduce.graph.values import VALUE, name_values
-from fxreduce.passes.crop_kernels import CropKernels
+from fxreduce.operators.cost import FlopsCost
+from fxreduce.passes.crop_kernels import CropKernels, dearer
+from fxreduce.passes.fuse_padded import Pair, match
 
 
 def captured(model: nn.Module, size: int = 11) -> GraphModule:
@@ -108,25 +110,25 @@ def test_only_named_values_are_touched() -> None:
     assert not result.modified
 
 
-@pytest.mark.parametrize(
-    ("layers", "reason"),
-    [
-        ((nn.Conv2d(32, 2, 3, padding=1), nn.Conv2d(2, 32, 3, padding=1)), "does not pay"),
-        (
-            (
-                nn.Conv2d(4, 4, 3, padding=1),
-                nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
-            ),
-            "reflect padding reads values, not zeros",
-        ),
-    ],
-)
-def test_refusals_say_why(layers: tuple[nn.Module, ...], reason: str) -> None:
-    result = CropKernels(("1",)).run(captured(chain(*layers)))
+def test_what_is_refused_says_why() -> None:
+    reflecting = nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")
+    result = CropKernels(("1",)).run(captured(chain(nn.Conv2d(4, 4, 3, padding=1), reflecting)))
     assert not result.modified
     (refusal,) = result.refusals
     assert refusal.where == "1"
-    assert reason in refusal.reason
+    assert "reflect padding reads values, not zeros" in refusal.reason
+
+
+@pytest.mark.parametrize(("between", "pays"), [(2, False), (32, True)])
+def test_it_pays_where_one_costs_less_than_two(between: int, pays: bool) -> None:
+    layers = (nn.Conv2d(32, between, 3, padding=1), nn.Conv2d(between, 32, 3, padding=1))
+    graph_module = captured(chain(*layers))
+    (node,) = graph_module.graph.find_nodes(op="call_module", target="1")
+    pair = match(graph_module, node)
+    assert isinstance(pair, Pair)
+    refusal = dearer(pair, FlopsCost())
+    assert (refusal is None) is pays
+    assert pays or "does not pay" in refusal.reason
 
 
 def test_what_others_read_stays() -> None:

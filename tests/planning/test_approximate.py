@@ -6,36 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import fxreduce
-from tests.models import images, seeded
-
-
-class Plain(nn.Module):
-    """Convolutions with batch-norms in a row, of which a skip spans two."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.relu = nn.ReLU()
-        self.conv1 = nn.Conv2d(8, 8, 3, padding=1)
-        self.bn1 = nn.BatchNorm2d(8)
-        self.act = nn.ReLU()
-        self.conv2 = nn.Conv2d(8, 8, 3, padding=1)
-        self.bn2 = nn.BatchNorm2d(8)
-        self.out = nn.ReLU()
-        self.fc = nn.Linear(8, 5)
-        for conv in (self.conv1, self.conv2):  # as trained ones, largest in the middle
-            middle = conv.weight.detach()[..., 1, 1].clone()
-            with torch.no_grad():
-                conv.weight.mul_(0.3)[..., 1, 1] = 3 * middle
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.relu(self.stem(x))
-        y = self.bn2(self.conv2(self.act(self.bn1(self.conv1(x)))))
-        return self.fc(self.out(x + y).mean((2, 3)))
-
+from tests.models import PlainBlock, images, seeded
 
 BATCHES = images(16, 16, 16, 16, pixels=10)
 ANY = fxreduce.Fidelity(0.0)  # it bears all, and asks for speed
@@ -48,25 +22,25 @@ def plan() -> fxreduce.Plan:
 
 def made(**options: object) -> fxreduce.Plan:
     options = {"budget": ANY, "include": ["act"]} | options
-    return fxreduce.analyze(seeded(Plain), BATCHES, progress=False).plan(**options)
+    return fxreduce.analyze(seeded(PlainBlock), BATCHES, progress=False).plan(**options)
 
 
 def test_a_block_with_its_skip_becomes_one_convolution_of_its_size(plan: fxreduce.Plan) -> None:
     assert plan.cropped == ("bn2",)
-    reduced = plan.apply(seeded(Plain))
+    reduced = plan.apply(seeded(PlainBlock))
     convs = [m for m in reduced.modules() if isinstance(m, nn.Conv2d)]
     assert [conv.kernel_size for conv in convs] == [(3, 3), (3, 3)]
     assert not any("add" in node.name for node in reduced.graph.nodes)
 
 
 def test_the_report_says_what_is_approximate_and_how_far(plan: fxreduce.Plan) -> None:
-    report = fxreduce.report(plan.apply(seeded(Plain)))
+    report = fxreduce.report(plan.apply(seeded(PlainBlock)))
     assert "bn2 is approximate: one convolution in place of two" in str(report)
     assert report.macs_after < 0.75 * report.macs_before
 
 
 def test_fitting_absorbs_most_of_what_cropping_leaves_out(plan: fxreduce.Plan) -> None:
-    model, x = seeded(Plain), images(64, pixels=10, seed=9)[0]
+    model, x = seeded(PlainBlock), images(64, pixels=10, seed=9)[0]
     with torch.no_grad():
         expected = model(x)
         fitted = (plan.apply(model)(x) - expected).square().sum()
@@ -92,12 +66,12 @@ def test_a_saved_plan_crops_as_it_did(plan: fxreduce.Plan, tmp_path: Path) -> No
     assert loaded.cropped == plan.cropped
     x = images(2, pixels=10)[0]
     with torch.no_grad():
-        assert torch.equal(loaded.apply(seeded(Plain))(x), plan.apply(seeded(Plain))(x))
+        assert torch.equal(loaded.apply(seeded(PlainBlock))(x), plan.apply(seeded(PlainBlock))(x))
 
 
 def test_another_model_of_the_architecture_is_merged_exactly(plan: fxreduce.Plan) -> None:
     torch.manual_seed(5)
-    other = Plain().eval()
+    other = PlainBlock().eval()
     reduced = plan.apply(other)
     kernels = [m.kernel_size for m in reduced.modules() if isinstance(m, nn.Conv2d)]
     assert len(kernels) == 3
