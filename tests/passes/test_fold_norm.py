@@ -170,7 +170,7 @@ def test_hooks_overridden_forwards_and_overwritten_constants_are_refused() -> No
     class Growing(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.gain = nn.Parameter(torch.ones(WIDTH), requires_grad=False)
+            self.register_buffer("gain", torch.ones(WIDTH))
             self.linear = nn.Linear(WIDTH, 2)
 
         def forward(self, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 import fxreduce
-from fxreduce.api import _prepare
+from fxreduce.planning.prepare import prepare
 from fxreduce.calibration.loader import Loader
 from fxreduce.planning import refit as refitting
 from fxreduce.planning.planner import HELD_OUT_EVERY
@@ -54,7 +54,7 @@ def test_on_held_out_batches_refit_never_loses_to_channel(
 ) -> None:
     model = seeded(make, seed)
     data = images(*[5] * batches, seed=seed)
-    _, calibration, _ = _prepare(model, Loader(data, keep=True), None, None, False)
+    _, calibration, _ = prepare(model, Loader(data, keep=True), None, None, False)
     calibration = calibration.hold_out(HELD_OUT_EVERY)
     channel, refit = (
         output_error(model, fxreduce.apply(model, data, budget=2, compensate=each), calibration)

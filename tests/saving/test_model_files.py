@@ -248,7 +248,7 @@ def test_what_is_no_file_and_no_model_is_named(tmp_path: Path) -> None:
 
 
 def test_only_what_fxreduce_made_is_saved(tmp_path: Path) -> None:
-    with pytest.raises(fxreduce.UnsupportedError, match="Small has none"):
+    with pytest.raises(fxreduce.UnsupportedError, match="this Small was not made by fxreduce"):
         fxreduce.save(torch.fx.symbolic_trace(Small()), tmp_path / "small")
     assert os.listdir(tmp_path) == []
 

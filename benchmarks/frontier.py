@@ -1,0 +1,272 @@
+"""What rectifiers cost and gain without any training: accuracy against removals and speed.
+
+    make bench-frontier
+    python benchmarks/frontier.py --networks resnet18 --seeds 0 --no-inductor --json figures.json
+
+Small versions of torchvision's ResNet-18, VGG-16-bn, MobileNetV2 and Swin-T and of timm's ViT are
+trained on digits that are moved, turned and noisy, once for each seed, and kept. Then rectifiers
+go, as many as keep the accuracy on validation images within one point of the dense network's: by
+EASIER's rule (lowest entropy first, the identity in its place), with the affine map of each
+channel, and with refitted weights by each importance, and by the planner, which looks at what is
+saved. Calibration takes training images without labels. Test images are looked at once, for the
+figures; speeds are of the merged networks over the dense one, medians of forwards in turns, both
+as PyTorch runs them and compiled by inductor with constants frozen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch._inductor import config
+
+import fxreduce
+from fxreduce.cli.small_models import small_model
+from fxreduce.data.dataset import Batches, DataSet, InputBatches
+from fxreduce.data.formats import ImageFormat
+from fxreduce.data.names import open_data
+from fxreduce.files import write_atomically
+from fxreduce.recipes.recipe import load_recipe
+from fxreduce.report.table import table
+from fxreduce.timing import median_latencies
+from fxreduce.training.evaluate import Accuracy
+from fxreduce.training.trainer import Trainer
+
+CLASSES, SIZE, WIDTH, BATCH, EPOCHS = 10, 16, 0.25, 50, 40
+POINT = 0.01  # of accuracy
+TIMED = 8  # images
+FRACTIONS = (0.25, 0.5, 0.75)
+
+
+def vit() -> nn.Module:
+    """A vision transformer of timm's with six blocks, for images of 16 pixels."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(
+        img_size=SIZE, patch_size=4, embed_dim=96, depth=6, num_heads=3, num_classes=CLASSES
+    )
+
+
+# What builds each network, and the recipe that it is trained by.
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    **{
+        name: (partial(small_model, name, CLASSES, WIDTH), f"digits-{name}")
+        for name in ("resnet18", "vgg16_bn", "mobilenet_v2", "swin_t")
+    },
+    "vit": (vit, "digits-swin_t"),
+}
+PLANNER = "planner"
+# Of each way: what takes a rectifier's place, the importance, and what is removed at a time.
+WAYS = {
+    "identity": ("identity", "entropy", "sites"),
+    "channel": ("channel", "entropy", "sites"),
+    "refit": ("refit", "entropy", "sites"),
+    "refit, residual": ("refit", "residual", "sites"),
+    "refit, sensitivity": ("refit", "sensitivity", "sites"),
+    "refit, batchnorm": ("refit", "batchnorm", "sites"),
+    PLANNER: ("refit", "entropy", "regions"),
+}
+CURVES = ("identity", "channel", "refit")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network reduced in one way.
+
+    Attributes:
+        budget: "1 point", or the fraction of the rectifiers.
+        removed, sites: how many rectifiers are gone, of how many.
+        dense, accuracy: on test images, before and after.
+        multiply_adds: of the reduced network over the dense one's.
+        eager, inductor: how many times as fast it is; None where that was not measured.
+    """
+
+    network: str
+    seed: int
+    way: str
+    budget: str
+    removed: int
+    sites: int
+    dense: float
+    accuracy: float
+    multiply_adds: float
+    eager: float
+    inductor: float | None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained network and its data."""
+
+    name: str
+    seed: int
+    module: nn.Module
+    data: DataSet
+
+    @classmethod
+    def load(cls, name: str, seed: int, cache: Path) -> Subject:
+        """Train the network, or take it from the cache."""
+        build, recipe = NETWORKS[name]
+        images = ImageFormat.of(3, (SIZE, SIZE))
+        data = open_data("digits-frontier", images, seed=seed)
+        torch.manual_seed(seed)
+        module, path = build(), cache / f"{name}-{seed}.safetensors"
+        if path.is_file():
+            module.load_state_dict(load_file(path))
+        else:
+            settings = replace(load_recipe(recipe).training, epochs=EPOCHS)
+            Trainer(data, settings, seed=seed)(module)
+            cache.mkdir(parents=True, exist_ok=True)
+            module.to(memory_format=torch.contiguous_format)
+            write_atomically(path, lambda temporary: save_file(module.state_dict(), temporary))
+        return cls(name, seed, module.eval(), data)
+
+    def accuracy(self, part: str) -> Accuracy:
+        return Accuracy(self.data.part(part, 100), torch.device("cpu"))
+
+    def analysis(self) -> fxreduce.Analysis:
+        batches = InputBatches(Batches(self.data.source, self.data.train, BATCH))
+        return fxreduce.analyze(self.module, batches, progress=False)
+
+
+def rows(subject: Subject, arguments: argparse.Namespace) -> Iterator[Row]:
+    """The network reduced in every way within one point, then along the curves."""
+    analysis, dense = subject.analysis(), subject.accuracy("test")(subject.module)
+    bound = fxreduce.MaxDrop(POINT, subject.accuracy("validation"))
+    budgets: list[tuple[str, str, Any]] = [(way, "1 point", bound) for way in arguments.ways]
+    for fraction in arguments.fractions:
+        budgets += [(way, f"{fraction:.0%}", fraction) for way in CURVES if way in arguments.ways]
+    for way, label, budget in budgets:
+        compensate, importance, candidates = WAYS[way]
+        plan = analysis.plan(
+            budget=budget, importance=importance, compensate=compensate, candidates=candidates
+        )
+        reduced = plan.apply(subject.module)
+        compiled = not arguments.no_inductor and label == "1 point"
+        eager, inductor = speedups(subject, reduced, arguments.runs, compiled)
+        report = fxreduce.report(reduced)
+        yield Row(
+            subject.name,
+            subject.seed,
+            way,
+            label,
+            len(report.removed),
+            len(report.sites),
+            dense,
+            subject.accuracy("test")(reduced),
+            report.macs_after / report.macs_before,
+            eager,
+            inductor,
+        )
+
+
+def speedups(
+    subject: Subject, reduced: nn.Module, runs: int, compiled: bool
+) -> tuple[float, float | None]:
+    """How many times as fast the reduced network is, eager and under inductor with freezing."""
+    images: Tensor = subject.data.source.fetch(subject.data.test[:TIMED])[0]
+    pair = (subject.module, reduced)
+    eager = _ratio(pair, images, runs)
+    if not compiled:
+        return eager, None
+    torch.compiler.reset()
+    with config.patch(freezing=True), torch.no_grad():
+        return eager, _ratio([torch.compile(each, dynamic=False) for each in pair], images, runs)
+
+
+def _ratio(pair: Sequence[Callable[..., object]], images: Tensor, runs: int) -> float:
+    calls = [partial(module, images) for module in pair]
+    before, after = median_latencies(calls, images.device, rounds=runs)
+    return before / after
+
+
+def as_table(found: Sequence[Row]) -> str:
+    """The rows, with the means over the seeds."""
+    head = ("network", "way", "budget", "removed", "of", "dense", "accuracy", "multiply-adds")
+    lines = []
+    for key in dict.fromkeys((row.network, row.way, row.budget) for row in found):
+        same = [row for row in found if (row.network, row.way, row.budget) == key]
+        compiled = [row.inductor for row in same if row.inductor is not None]
+        lines.append(
+            (
+                *key,
+                f"{mean(row.removed for row in same):.1f}",
+                str(same[0].sites),
+                f"{mean(row.dense for row in same):.1%}",
+                f"{mean(row.accuracy for row in same):.1%}",
+                f"{mean(row.multiply_adds for row in same):.2f}",
+                f"{mean(row.eager for row in same):.2f}x",
+                f"{mean(compiled):.2f}x" if compiled else "",
+            )
+        )
+    return table((*head, "eager", "inductor"), lines, left=3)
+
+
+def draw(found: Sequence[Row], path: Path) -> None:
+    """Accuracy against removals, and against speed, a row of charts for each network."""
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(row.network for row in found))
+    figure = Figure(figsize=(10, 3 * len(names)), layout="constrained")
+    for number, name in enumerate(names):
+        here = [row for row in found if row.network == name]
+        for place, (label, along) in enumerate(
+            (
+                ("rectifiers removed", lambda row: row.removed / row.sites),
+                ("times as fast (eager)", lambda row: row.eager),
+            )
+        ):
+            axes = figure.add_subplot(len(names), 2, 2 * number + place + 1)
+            for mark, way in zip("osD^v<>", dict.fromkeys(row.way for row in here), strict=False):
+                points = sorted((along(row), row.accuracy) for row in here if row.way == way)
+                axes.plot(*zip(*points, strict=True), mark, label=way, alpha=0.8)
+            axes.axhline(mean(row.dense for row in here) - POINT, color="0.6", linestyle=":")
+            axes.set_xlabel(label)
+            axes.set_ylabel(f"{name}: test accuracy")
+            axes.grid(color="0.9")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.savefig(path, dpi=120)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, metavar="WAY")
+    parser.add_argument("--fractions", nargs="*", type=float, default=FRACTIONS)
+    parser.add_argument("--runs", type=int, default=50, help="forwards to take medians of (50)")
+    parser.add_argument("--no-inductor", action="store_true", help="leave compiled models out")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("build/frontier"), help="folder of trained networks"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them")
+    arguments = parser.parse_args(given)
+    found: list[Row] = []
+    for name in arguments.networks:
+        for seed in arguments.seeds:
+            for row in rows(Subject.load(name, seed, arguments.cache), arguments):
+                found.append(row)
+                print(asdict(row), file=sys.stderr)
+    print(f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")
+    print(as_table(found))
+    if arguments.json:
+        document = {"torch": torch.__version__, "rows": [asdict(row) for row in found]}
+        arguments.json.write_text(json.dumps(document, indent=2) + "\n")
+    if arguments.plot:
+        draw(found, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()
