@@ -13,10 +13,10 @@ from torch import nn
 from torch.fx import GraphModule
 
 import fxreduce
-from fxreduce.planning.prepare import prepare
 from fxreduce.calibration.loader import Loader
 from fxreduce.planning import refit as refitting
 from fxreduce.planning.planner import HELD_OUT_EVERY
+from fxreduce.planning.prepare import prepare
 from fxreduce.planning.refit import output_error
 from tests.models import Inverted, Residual, Small, images, seeded, snapshot
 
