@@ -3,8 +3,9 @@
     Before: y = addmm(b, x, W); s = view(y, (n, t, c)); r = view(s, (-1, c)); z = addmm(d, r, V)
     After:  y = addmm(b, x, W); z = addmm(d, y, V)
 
-Exact: both have two axes, the last one of the same length, and hold the same values in the same
-order. Cost: a call less; what stood between two operators stands there no more.
+Exact: y and r have two axes, the last one of the same length, and hold the same values in the same
+order. Restrictions: the shape of y is known, and its last axis has a fixed length. Cost: a call
+less; what stood between two operators stands there no more.
 """
 
 from __future__ import annotations

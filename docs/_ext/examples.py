@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fxreduce.graph.capture import capture
+from fxreduce.graph.values import name_values
 from fxreduce.operators.cost import FlopsCost
 from fxreduce.passes.base import Pass
+from fxreduce.passes.crop_kernels import CropKernels
 from fxreduce.passes.linearise import Linearise
 from fxreduce.passes.observe import Observe
 from fxreduce.passes.pipeline import PREPARE, finishing, merging
@@ -42,6 +44,7 @@ class Example:
     def views(self, name: str) -> tuple[GraphView, GraphView]:
         """The graph before and after the pass of that name."""
         graph_module = capture(self.model.eval(), torch.zeros(self.input))
+        name_values(graph_module)  # by which planning tells `crop_kernels` where
         passes = (*self.given, *PREPARE, *merging(FlopsCost()), *finishing(FlopsCost()))
         (rewrite,) = (each for each in passes if each.name == name)
         result = rewrite.run(graph_module)
@@ -52,6 +55,12 @@ class Example:
 def conv(inputs: int, outputs: int, kernel: int, **options: int) -> nn.Conv2d:
     """A convolution of odd kernel that keeps the size."""
     return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, **options)
+
+
+def _rows(net: nn.Module, x: Tensor) -> Tensor:
+    y = net.first(x)
+    tokens = y.view(2, 5, 8)
+    return net.second(tokens.view(-1, 8))
 
 
 def _checked(net: nn.Module, x: Tensor) -> Tensor:
@@ -76,6 +85,12 @@ EXAMPLES = {
             lambda net, x: (lambda y: functional.relu_(y) + y)(net.conv(x)), conv=conv(3, 8, 3)
         ),
         (1, 3, 8, 8),
+    ),
+    "drop_reshapes": Example(
+        Wired(_rows, first=nn.Linear(8, 8), second=nn.Linear(8, 4)), (10, 8)
+    ),
+    "crop_kernels": Example(
+        nn.Sequential(conv(8, 8, 3), conv(8, 8, 3)), (1, 8, 8, 8), (CropKernels(("1",)),)
     ),
     "commute_pooling": Example(
         nn.Sequential(conv(8, 4, 1), nn.AvgPool2d(2)), (1, 8, 8, 8)

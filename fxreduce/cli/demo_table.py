@@ -11,10 +11,13 @@ import torch
 from fxreduce.cli.demo import Row, Settings
 from fxreduce.report.table import table
 
+SCHEMA = 1
+
 
 def as_json(rows: list[Row], settings: Settings) -> dict[str, Any]:
     """The rows and what they were made with, ready for `json.dumps`."""
     return {
+        "schema": SCHEMA,
         "settings": asdict(settings),
         "torch": torch.__version__,
         "rows": [

@@ -20,6 +20,8 @@ from fxreduce.plain import rebuilt
 from fxreduce.report.table import table
 from fxreduce.saving.model_file import ModelFile
 
+SCHEMA = 1  # of what --json prints
+
 
 @dataclass(frozen=True)
 class Found:
@@ -34,7 +36,7 @@ def inspect(arguments: argparse.Namespace) -> None:
     """Print what a file is, as a table or as JSON."""
     found = look_into(arguments.file)
     if arguments.json:
-        print(json.dumps(found.facts | {"details": found.details}))
+        print(json.dumps({"schema": SCHEMA, **found.facts, "details": found.details}))
         return
     rows = [(key, _text(value)) for key, value in found.facts.items()]
     print(table(("what", "value"), rows, left=2), found.text, sep="\n\n")

@@ -24,6 +24,7 @@ from fxreduce.schedules.rounds import Round
 from fxreduce.training.distributed import process_group
 
 COMPARE = "compare"
+SCHEMA = 1  # of the list of recipes
 COMMANDS = (*(method.replace("_", "-") for method in METHODS), COMPARE)
 
 
@@ -151,7 +152,7 @@ def listing(*, as_json: bool) -> str:
             }
             for each in recipes
         ]
-        return json.dumps(content, indent=2)
+        return json.dumps({"schema": SCHEMA, "recipes": content}, indent=2)
     rows = [
         (each.name, each.title, ", ".join(each.methods), str(each.training.epochs))
         for each in recipes

@@ -69,8 +69,9 @@ class Report:
         latency: where somebody measured it and put it in with `dataclasses.replace`.
         agreement: how often predictions are the original's on data that planning has not seen,
             from 0 to 1; put in likewise.
-        parameters: where each parameter of the model went: to itself where nothing touched it, to
-            the parameters of the operator that it was merged into, or nowhere.
+        parameters: where each parameter of the model, and of the maps that took the place of
+            rectifiers, went: to itself where nothing touched it, to the parameters of the operator
+            that it was merged into, or nowhere.
     """
 
     rung: str

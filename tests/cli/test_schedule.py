@@ -184,7 +184,8 @@ def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "cifar10-resnet18" in out
     assert main(["schedule", "--recipe", "list", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["name"] == "aircraft-mobilenet_v2"
+    listed = json.loads(capsys.readouterr().out)["recipes"]
+    assert listed[0]["name"] == "aircraft-mobilenet_v2"
 
 
 @pytest.mark.parametrize(

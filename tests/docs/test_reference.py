@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import json
@@ -14,20 +15,30 @@ from typing import Any
 import pytest
 
 import fxreduce
+from fxreduce.cli.comparison import Comparison
+from fxreduce.cli.rounds import Point
 from fxreduce.operators.cost import FlopsCost
 from fxreduce.passes.base import pass_names
+from fxreduce.passes.crop_kernels import CropKernels
 from fxreduce.passes.linearise import Linearise
 from fxreduce.passes.observe import Observe
 from fxreduce.passes.pipeline import PREPARE, fusion
 from fxreduce.passes.refit import Refit
+from fxreduce.saving.model_file import ModelFile
 from tests.models import Small, images, seeded
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-MODULES = (fxreduce, fxreduce.registry)
+MODULES = (fxreduce, fxreduce.registry, fxreduce.schedules)
 # Whose methods need not be documented again by what fulfils them.
-PROTOCOLS = (fxreduce.Budget, fxreduce.registry.Importance, fxreduce.registry.CostModel)
-PASSES = (*pass_names((*PREPARE, *fusion(FlopsCost()))), Observe.name, Linearise.name, Refit.name)
+PROTOCOLS = (
+    fxreduce.Budget,
+    fxreduce.registry.Importance,
+    fxreduce.registry.CostModel,
+    fxreduce.schedules.Rule,
+)
+GIVEN = (Observe.name, Linearise.name, CropKernels.name, Refit.name)
+PASSES = (*pass_names((*PREPARE, *fusion(FlopsCost()))), *GIVEN)
 
 
 def public() -> Iterator[tuple[str, Any]]:
@@ -72,7 +83,7 @@ def test_every_function_documents_its_arguments_results_and_errors(name: str) ->
 def test_the_reference_lists_every_public_name() -> None:
     page = (DOCS / "api.md").read_text()
     listed = set(re.findall(r"^\.\. auto\w+:: ([\w.]+)", page, re.MULTILINE))
-    names = {name for module in MODULES for name in module.__all__} - {"registry"}
+    names = {name for module in MODULES for name in module.__all__} - {"registry", "schedules"}
     assert {name for name in names if name not in listed} == set()
 
 
@@ -90,7 +101,7 @@ def test_every_pass_has_a_page_with_its_parts(name: str) -> None:
 
 def fields(page: str, heading: str) -> set[str]:
     """The fields that the table under a heading of the page on JSON names."""
-    section = page.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    section = re.split(r"\n##+ ", re.split(rf"\n##+ {heading}\n", page)[1])[0]
     cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
     return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
 
@@ -101,6 +112,29 @@ def test_every_field_of_the_json_is_documented() -> None:
     assert set(json.loads(fxreduce.report(reduced).to_json())) == fields(page, "Report")
     analysis = fxreduce.analyze(seeded(Small), images(2))
     assert set(json.loads(analysis.to_json())) == fields(page, "Analysis")
+
+
+def test_every_field_of_a_schedule_is_documented() -> None:
+    page = (DOCS / "json.md").read_text()
+    result = fxreduce.schedules.easier(
+        seeded(Small), images(2), train=lambda _: None, evaluate=lambda _: 1.0, rounds=1
+    )
+    content = json.loads(result.to_json())
+    assert set(content) == fields(page, "Schedule")
+    assert {*content["rounds"][1]} == fields(page, "Round")
+    names = {each.name for each in dataclasses.fields(Comparison)}
+    assert names | {"schema", "torch"} == fields(page, "Comparison")
+    assert {each.name for each in dataclasses.fields(Point)} == fields(page, "Point")
+
+
+def test_every_field_of_the_files_is_documented(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    page = (DOCS / "json.md").read_text()
+    plan = fxreduce.analyze(seeded(Small), images(6)).plan(budget=1)
+    plan.save(tmp_path / "plan.json")
+    assert {*json.loads((tmp_path / "plan.json").read_text())} == fields(page, "Plan file")
+    held = {each.name for each in dataclasses.fields(ModelFile)} - {"tensors"}
+    assert held | {"schema"} == fields(page, "Reduced model file")
 
 
 def reasons() -> Iterator[str]:
