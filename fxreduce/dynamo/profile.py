@@ -123,7 +123,9 @@ class Profiled:
 
             def drop(_: Any) -> None:
                 profiled, dead = this(), one()
-                if profiled is not None and profiled._models.get(identities) is dead:
+                if profiled is None or dead is None:  # it went with the weight before this one
+                    return
+                if profiled._models.get(identities) is dead:
                     del profiled._models[identities]
 
             model.sources = [weakref.ref(weight, drop) for weight in weights]

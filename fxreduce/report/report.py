@@ -89,7 +89,8 @@ class Report:
     graph_after: GraphView = NOTHING
     latency: Latency | None = None
     agreement: float | None = None
-    parameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    # Not hashed, as a dictionary cannot be; those that are equal in all else are compared by it.
+    parameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False, hash=False)
 
     @property
     def merged(self) -> Mapping[str, tuple[str, ...]]:
