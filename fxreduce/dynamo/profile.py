@@ -123,7 +123,7 @@ class Profiled:
 
             def drop(_: Any) -> None:
                 profiled, dead = this(), one()
-                if profiled is None or dead is None:  # it went with the weight before this one
+                if profiled is None or dead is None:
                     return
                 if profiled._models.get(identities) is dead:
                     del profiled._models[identities]

@@ -15,7 +15,12 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 WITH_CODE = [page for page in PAGES if BLOCK.search(page.read_text())]
-NEEDS = {"timm.md": "timm", "getting-started.md": "timm", "deploy.md": "onnxscript"}
+NEEDS = {
+    "timm.md": "timm",
+    "getting-started.md": "timm",
+    "transformers.md": "transformers",
+    "deploy.md": "onnxscript",
+}
 
 
 def readme_names() -> dict[str, Any]:
