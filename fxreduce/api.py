@@ -108,8 +108,8 @@ def apply(
     Args:
         model: in eval mode.
         calib_loader: see `analyze`.
-        budget, importance, compensate, cost, include, exclude, refit_scope, candidates,
-            exact: see `Analysis.plan`.
+        budget, importance, compensate, cost, include, exclude: see `Analysis.plan`.
+        refit_scope, candidates, exact: see `Analysis.plan`.
         forward, device, progress: see `analyze`.
         verify: check every merge against the unmerged graph, in float64, on a few samples.
         disable: names of passes to skip.

@@ -54,7 +54,7 @@ class ScheduleResult:
 
     @property
     def best(self) -> Round:
-        """The last round that is allowed: of those, the one with the most sites removed."""
+        """The last round that is allowed, of those the one with the most sites removed."""
         return next(each for each in reversed(self.rounds) if each.allowed)
 
     @property
@@ -74,12 +74,12 @@ class ScheduleResult:
 
     @cached_property
     def model(self) -> GraphModule:
-        """The network of the best round: trainable, unmerged, in eval mode."""
+        """The network of the best round, trainable, unmerged, in eval mode."""
         return Network.restore(self._base, self._best).module.eval()
 
     @cached_property
     def last_model(self) -> GraphModule:
-        """The network of the last round: trainable, unmerged, in eval mode."""
+        """The network of the last round, trainable, unmerged, in eval mode."""
         return Network.restore(self._base, self._last).module.eval()
 
     def merged(

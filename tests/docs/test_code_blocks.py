@@ -16,6 +16,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 WITH_CODE = [page for page in PAGES if BLOCK.search(page.read_text())]
 NEEDS = {
+    "README.md": "safetensors",
+    "schedules.md": "safetensors",
+    "fine-tune.md": "safetensors",
     "timm.md": "timm",
     "getting-started.md": "timm",
     "transformers.md": "transformers",
@@ -27,7 +30,8 @@ def readme_names() -> dict[str, Any]:
     """What the README takes for granted: a model, a loader and inputs of the reader's own."""
     torch.manual_seed(0)
     model = nn.Sequential()
-    model.layer1 = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU())
+    model.conv1, model.bn1, model.relu = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU()
+    model.layer1 = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU())
     model.layer4 = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
     model.flatten, model.head = nn.Flatten(), nn.Linear(8, 4)
     loader = [torch.randn(8, 3, 8, 8) for _ in range(6)]
