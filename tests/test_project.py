@@ -33,3 +33,17 @@ def test_everything_that_extras_promise_is_in_all() -> None:
     (everything,) = extras.pop("all")
     named = set(re.findall(r"[\w-]+", everything.partition("[")[2]))
     assert named == set(extras)
+
+
+def test_the_map_names_every_folder_of_the_package() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    folders = {path.parent.name for path in (ROOT / "fxreduce").glob("*/__init__.py")}
+    named = set(re.findall(r"^\| `(?:fxreduce/)?(\w+)/`", page, re.MULTILINE))
+    assert folders <= named
+
+
+def test_every_make_target_is_described() -> None:
+    targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    page = (ROOT / "CONTRIBUTING.md").read_text().split("## The targets")[1].split("\n## ")[0]
+    described = set(re.findall(r"^\| `([a-z-]+)", page, re.MULTILINE))
+    assert described == {*targets, "check"} - {"help", "demo"}

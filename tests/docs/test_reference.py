@@ -17,7 +17,10 @@ import pytest
 
 import fxreduce
 from fxreduce.cli.comparison import Comparison
+from fxreduce.cli.main import main
 from fxreduce.cli.rounds import Point
+from fxreduce.cli.saving import FORMATS
+from fxreduce.data.names import NAMES
 from fxreduce.operators.cost import FlopsCost
 from fxreduce.passes.base import pass_names
 from fxreduce.passes.crop_kernels import CropKernels
@@ -188,3 +191,17 @@ def test_every_reason_for_a_refusal_has_its_remedy() -> None:
     assert len(found) > 80
     assert sorted(each for each in found if not any(words in each for words in known)) == []
     assert [words for words in known if not any(words in each for each in found)] == []
+
+
+def test_the_page_on_the_command_line_names_commands_data_sets_and_formats(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = (DOCS / "command-line.md").read_text()
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    named = re.findall(r"^    ([a-z]+) ", capsys.readouterr().out, re.MULTILINE)
+    assert {"analyze", "schedule"} <= set(named)
+    for name in named:
+        assert f"| `fxreduce {name}" in page, name
+    for name in (*NAMES, *FORMATS):
+        assert f"`{name}`" in page, name
