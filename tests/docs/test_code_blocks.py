@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from fxreduce.recipes.recipe import load_recipe
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -85,3 +87,12 @@ def keep_registries(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_there_is_code_to_run() -> None:
     assert len(WITH_CODE) >= 10
     assert sum(len(BLOCK.findall(page.read_text())) for page in WITH_CODE) >= 25
+
+
+def test_the_recipe_of_the_guide_is_one(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "guides" / "schedules.md").read_text()
+    (content,) = re.findall(r"^```toml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "mine.toml").write_text(content)
+    recipe = load_recipe(str(tmp_path / "mine.toml"))
+    assert recipe.training.epochs == 40
+    assert recipe.methods["easier"]["drop"] == 0.02
