@@ -12,7 +12,7 @@ PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-torch check lint types docs zoo fuzz dist backend
-.PHONY: bench-calibration bench-fusion bench-scale bench-cost bench-backend
+.PHONY: bench-calibration bench-fusion bench-frontier bench-scale bench-cost bench-backend
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 24
@@ -54,6 +54,9 @@ bench-calibration: $(STAMP) ## time calibration against the plain forward
 
 bench-fusion: $(STAMP) ## time merged models against deleted ones with batch-norms folded
 	$(BIN)/python benchmarks/fusion.py
+
+bench-frontier: $(STAMP) ## train small networks, and show what removals without training cost and gain
+	$(BIN)/python benchmarks/frontier.py
 
 bench-scale: $(STAMP) ## time the merging passes on graphs of growing size
 	$(BIN)/python benchmarks/scale.py
