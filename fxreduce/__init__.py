@@ -21,7 +21,7 @@ from fxreduce.errors import (
 )
 from fxreduce.graph.capture import capture
 from fxreduce.planning.budgets import Budget, EntropyBelow, Fidelity, Fraction, MaxDrop, Remove
-from fxreduce.planning.plan import Plan
+from fxreduce.planning.plan import Plan, PlanInterrupted
 from fxreduce.planning.speedup import Speedup
 from fxreduce.report.report import Report
 from fxreduce.saving.model import load, save
@@ -43,6 +43,7 @@ __all__ = [
     "MaxDrop",
     "Plan",
     "PlanError",
+    "PlanInterrupted",
     "Remove",
     "Report",
     "ScheduleError",

@@ -145,6 +145,8 @@ class Analysis:
 
         Raises:
             PlanError: the budget, the importance or a glob does not fit the model.
+            PlanInterrupted: by Ctrl-C, when something has been removed that the budget allows; the
+                best plan so far is in it.
         """
         options = Options.of(
             budget,

@@ -115,16 +115,7 @@ def reduce(arguments: argparse.Namespace) -> None:
     inputs = Inputs.load(arguments)
     found = next(iter(inputs.data.held_out))[0]
     held_out = as_tensor(found, "fxreduce reduce").to(arguments.device)
-    plan = inputs.analyze(arguments).plan(
-        budget=budget,
-        importance=arguments.importance,
-        compensate=arguments.compensate,
-        cost=arguments.cost,
-        include=arguments.include,
-        exclude=arguments.exclude,
-        candidates=arguments.candidates,
-        exact=arguments.exact,
-    )
+    plan = _plan(inputs, arguments, budget)
     original = inputs.model.module
     reduced = plan.apply(original)
     agreeing = agreement(original, reduced, inputs.data.held_out, arguments.device)
@@ -159,6 +150,25 @@ def reduce(arguments: argparse.Namespace) -> None:
         f"{before / after:.2f} times as fast (median of {_ROUNDS} forwards in turns, eager)"
     )
     print("\n".join(written))
+
+
+def _plan(inputs: Inputs, arguments: argparse.Namespace, budget: Budget) -> fxreduce.Plan:
+    """The plan; after Ctrl-C the best so far, if there is one."""
+    analysis = inputs.analyze(arguments)
+    try:
+        return analysis.plan(
+            budget=budget,
+            importance=arguments.importance,
+            compensate=arguments.compensate,
+            cost=arguments.cost,
+            include=arguments.include,
+            exclude=arguments.exclude,
+            candidates=arguments.candidates,
+            exact=arguments.exact,
+        )
+    except fxreduce.PlanInterrupted as stopped:
+        print("interrupted: finishing with the removals so far", file=sys.stderr)
+        return stopped.plan
 
 
 def parse_budget(text: str) -> Budget:

@@ -261,6 +261,21 @@ class Plan:
         return plan if name is None else replace(plan, weights=read_weights(Path(path), name))
 
 
+class PlanInterrupted(KeyboardInterrupt):
+    """Ctrl-C ended planning, and something had been removed that the budget allows.
+
+    Attributes:
+        plan: the best so far; it can be applied and saved like any other.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(
+            f"planning was interrupted; the exception's plan has the removals so far: "
+            f"{', '.join(plan.sites)}"
+        )
+        self.plan = plan
+
+
 def _number(value: float) -> float | str:
     """The number as JSON has it, which knows no infinity: that is "inf" or "-inf"."""
     return value if isfinite(value) else str(value)

@@ -34,7 +34,7 @@ from fxreduce.planning.gain import Gains, Sites
 from fxreduce.planning.importance import as_importance
 from fxreduce.planning.measure import SiteStatistics, measure
 from fxreduce.planning.payoff import speedup
-from fxreduce.planning.plan import Plan, Step
+from fxreduce.planning.plan import Plan, PlanInterrupted, Step
 from fxreduce.planning.ranking import Importance, Rank, SiteImportance, Stage, ranked
 from fxreduce.planning.refit import SCOPES
 from fxreduce.planning.regions import regions
@@ -144,20 +144,28 @@ def make_plan(
 
     Raises:
         PlanError: the budget or a name does not fit the model.
+        PlanInterrupted: by Ctrl-C, when something has been removed that the budget allows.
     """
     search = _Search.begin(graph_module, calibration, example, options)
-    stopped = search.run()
+    fits = options.compensate == "refit"
+    try:
+        stopped, interrupted = search.run(), False
+    except KeyboardInterrupt:
+        if fits or not search.steps:
+            raise  # what is refitted has not been judged yet
+        stopped, interrupted = "interrupted", True
     steps, replaced = tuple(search.steps), False
     weights, reads = dict[str, Tensor](), dict[str, str]()
     cropped: tuple[str, ...] = ()
     lines: tuple[str, ...] = (stopped,)
-    if options.compensate == "refit":
+    if fits:
         settled = search.settle(example)
+        interrupted = settled.interrupted
         steps = tuple(step for step in steps if step.site in settled.sites)
-        lines = (stopped, *settled.lines)
+        lines = (stopped, *["interrupted"] * interrupted, *settled.lines)
         weights, reads = dict(settled.weights), dict(settled.reads)
         replaced, cropped = not settled.maps, settled.cropped
-    return Plan(
+    plan = Plan(
         steps=steps,
         regions=regions(graph_module, [step.site for step in steps]),
         compensate=options.compensate,
@@ -176,6 +184,9 @@ def make_plan(
         refusals=tuple(search.refusals),
         inputs=InputSpec.of(example),
     )
+    if interrupted:
+        raise PlanInterrupted(plan)
+    return plan
 
 
 @dataclass

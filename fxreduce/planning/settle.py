@@ -11,7 +11,7 @@ cannot be folded, and biases that padding cuts off; so they are left out where t
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from torch import Tensor
@@ -49,6 +49,7 @@ class Settled:
         weights, reads: the fitted weights, see `fxreduce.passes.refit.Refit`.
         lines: what fitting did.
         refusals: removals that the judge refused, and operators that could not be fitted.
+        interrupted: whether Ctrl-C ended it, so that this is the best found so far.
     """
 
     sites: tuple[str, ...]
@@ -58,9 +59,10 @@ class Settled:
     reads: Mapping[str, str]
     lines: tuple[str, ...]
     refusals: tuple[RefusedRewrite, ...]
+    interrupted: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass
 class Settling:
     """What settling works with.
 
@@ -87,9 +89,23 @@ class Settling:
     disable: Collection[str] = ()
     verify: bool = True
     crops: Crops | None = None
+    _accepted: tuple[Sites, _Form] | None = field(default=None, init=False)
 
     def run(self, removals: Sequence[Sites]) -> Settled:
-        """The longest part of the sequence that the judge accepts; what goes together stays so."""
+        """The longest part of the sequence that the judge accepts; what goes together stays so.
+
+        Raises:
+            KeyboardInterrupt: before the judge has accepted anything.
+        """
+        try:
+            return self._run(removals)
+        except KeyboardInterrupt:
+            if self._accepted is None:
+                raise
+            names, form = self._accepted
+            return replace(_settled(names, form, []), interrupted=True)
+
+    def _run(self, removals: Sequence[Sites]) -> Settled:
         kept, rest = list[Sites](), list(removals)
         refusals = list[RefusedRewrite]()
         for _ in range(_ROUNDS):
@@ -103,21 +119,11 @@ class Settling:
         refusals += [_refusal(sites, "removals before it used up the budget") for sites in rest]
         if not kept:
             return Settled((), {}, (), {}, {}, (), tuple(refusals))
-        names = list(chain.from_iterable(kept))
+        names = tuple(chain.from_iterable(kept))
         best = self._refitted(names)
         if self.judge.after(best.fitted.graph_module) is not None:
             best = self._refitted(names, sweeps=_SWEEPS)  # which it accepted
-        fitted = best.fitted
-        refusals += fitted.refusals
-        return Settled(
-            tuple(names),
-            best.maps,
-            tuple(best.cropped),
-            fitted.weights,
-            fitted.reads,
-            _lines(best),
-            tuple(refusals),
-        )
+        return _settled(names, best, refusals)
 
     def _longest(self, kept: list[Sites], rest: list[Sites]) -> tuple[int, str | None]:
         """How many of the rest may go as well, and why not one more."""
@@ -135,8 +141,12 @@ class Settling:
         """Why the judge refuses the model without these sites; None where it does not."""
         if type(self.judge).after is Judge.after:
             return None  # it accepts all
-        found = self._refitted(list(chain.from_iterable(removals)), sweeps=_SWEEPS)
-        return self.judge.after(found.fitted.graph_module)
+        names = tuple(chain.from_iterable(removals))
+        found = self._refitted(names, sweeps=_SWEEPS)
+        reason = self.judge.after(found.fitted.graph_module)
+        if reason is None:
+            self._accepted = names, found
+        return reason
 
     def _refitted(self, sites: Sequence[str], *, sweeps: int | None = None) -> _Form:
         """The refitted model without these sites, in the form that serves best."""
@@ -197,6 +207,19 @@ class _Form:
     maps: Mapping[str, ScaleShift]
     cropped: Mapping[str, str]
     fitted: Refitted
+
+
+def _settled(names: Sites, form: _Form, refusals: list[RefusedRewrite]) -> Settled:
+    fitted = form.fitted
+    return Settled(
+        names,
+        form.maps,
+        tuple(form.cropped),
+        fitted.weights,
+        fitted.reads,
+        _lines(form),
+        (*refusals, *fitted.refusals),
+    )
 
 
 def _places(values: tuple[str, ...], start: GraphModule, fitted: Refitted) -> dict[str, str]:
