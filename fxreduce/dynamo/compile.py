@@ -11,12 +11,12 @@ from torch import Tensor
 from torch._guards import TracingContext
 from torch.fx import GraphModule
 
-from fxreduce.dynamo.compiled import Frozen
+from fxreduce.dynamo.compiled import Frozen, Untouched
 from fxreduce.dynamo.folds import Tensors
 from fxreduce.dynamo.inner import Inner, Run
 from fxreduce.dynamo.lift import Lifted, bake
 from fxreduce.dynamo.profile import Profiled
-from fxreduce.dynamo.records import Record, attach
+from fxreduce.dynamo.records import Record
 from fxreduce.dynamo.reduction import Profile, Removal
 from fxreduce.dynamo.source import Source
 from fxreduce.dynamo.variants import Variants, take
@@ -50,18 +50,15 @@ def compile_merged(
     reason = _obstacle(graph_module, inputs)
     if reason is not None:
         log.info("a graph is compiled unmerged: %s", reason)
-        run = inner.compile(graph_module, inputs)
-        attach(run, source.untouched(values, refused=reason))
-        return run
+        record = source.untouched(values, refused=reason)
+        return Untouched(inner.compile(graph_module, inputs), record)
     if profile is not None and source.has_sites:
         return Profiled(source, profile)
     merging = source.merging(removal, values)
     merged = merging.run(values)
     record = Record(source.backend, values, merged.report)
     if not merged.modified:
-        run = inner.compile(graph_module, inputs)
-        attach(run, record)
-        return run
+        return Untouched(inner.compile(graph_module, inputs), record)
     lifted = merged.lifted
     before, after = (len(each.graph.nodes) for each in (graph_module, lifted.graph_module))
     log.info("a graph is merged: %d nodes become %d", before, after)

@@ -16,6 +16,22 @@ from fxreduce.dynamo.weights import WeightInput
 from fxreduce.errors import WeightsChangedError
 
 
+class Untouched:
+    """Runs what another backend made of the graph as it is, and keeps the record of it.
+
+    Torch.compile does not keep functions themselves, but what they wrap.
+    """
+
+    __slots__ = ("_record", "_run")
+
+    def __init__(self, run: Run, record: Record) -> None:
+        self._run = run
+        self._record = record
+
+    def __call__(self, *args: Any) -> Any:
+        return self._run(*args)
+
+
 class Folding:
     """Runs the merged graph on weights folded from the call's own arguments."""
 

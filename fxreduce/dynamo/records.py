@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from itertools import count
 from typing import Any
 
@@ -37,15 +37,6 @@ class Record:
 
 
 _RECORDS: weakref.WeakSet[Record] = weakref.WeakSet()
-_ATTACHED: weakref.WeakKeyDictionary[Any, Record] = weakref.WeakKeyDictionary()
-
-
-def attach(run: Callable[..., Any], record: Record) -> None:
-    """Keep a record for as long as what another backend has compiled, if that can be told."""
-    try:
-        _ATTACHED[run] = record
-    except TypeError:  # it cannot be hashed, or has no weak references
-        return
 
 
 def find_records(backend: Any = None, weights: Collection[int] | None = None) -> list[Record]:

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from fxreduce.dynamo.compiled import Folding
+from fxreduce.dynamo.compiled import Folding, Untouched
 from fxreduce.dynamo.folds import Folds, State, Tensors
 from fxreduce.dynamo.inner import Inner, Run
 from fxreduce.dynamo.late import Late, plain
 from fxreduce.dynamo.merge import RUNG, Merging, bound_to, untouched
 from fxreduce.dynamo.numbers import NumberInput, find_numbers
 from fxreduce.dynamo.optimisers import count_fused_steps
-from fxreduce.dynamo.records import Record, attach
+from fxreduce.dynamo.records import Record
 from fxreduce.dynamo.reduction import Profile, Removal
 from fxreduce.dynamo.template import Template
 from fxreduce.dynamo.variants import Call, Take, Variants, take
@@ -110,9 +110,7 @@ class Source:
         merged = merging.run(weights)
         record = Record(self.backend, weights, merged.report)
         if not merged.modified:
-            unmerged = Late(self.graph_module, self.inner)
-            attach(unmerged, record)
-            return unmerged
+            return Untouched(Late(self.graph_module, self.inner), record)
         variants = Variants(self.inner)
         folding, folds = self.folding(merging, variants)
         if (call := variants.call(merged.lifted, record)) is not None:

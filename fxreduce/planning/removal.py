@@ -97,16 +97,22 @@ class PlannedRemoval:
         return (Reduction(passes, (fit,)), Reduction((plain,)))
 
     def explain(self, report: Report) -> Report:
-        """The report of a reduced graph with what the plan says: order, entropies and reasons."""
+        """The report of a reduced graph with what the plan says: order, measures and reasons."""
         gone, decisions = set(report.removed), self.decisions
         return replace(
             report,
             sites=tuple(
-                replace(row, entropy=decisions.entropies.get(row.name)) for row in report.sites
+                replace(
+                    row,
+                    entropy=decisions.entropies.get(row.name),
+                    importance=decisions.importances.get(row.name),
+                )
+                for row in report.sites
             ),
             removed=tuple(name for name in self.sites if name in gone),
             refusals=tuple(dict.fromkeys((*decisions.refusals, *report.refusals))),
             decisions=(*report.decisions, *decisions.lines),
+            trials=decisions.trials,
         )
 
 

@@ -34,6 +34,7 @@ class CompiledReport(Report):
             macs_before=_sum(each.macs_before for each in graphs),
             macs_after=_sum(each.macs_after for each in graphs),
             max_error=None,
+            trials=tuple(chain.from_iterable(each.trials for each in graphs)),
             graphs=tuple(graphs),
         )
 

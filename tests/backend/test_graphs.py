@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 from collections.abc import Sequence
@@ -135,6 +136,21 @@ def test_a_graph_with_nothing_to_merge_goes_on_as_it_is() -> None:
         seen.clear()
         assert torch.equal(model(x), torch.compile(model, backend=outer)(x))
         assert seen[0] is seen[1]
+
+
+def test_a_graph_with_nothing_to_merge_has_a_report_which_says_why(inner: Inner) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 4)).eval()
+    compiled, x = torch.compile(model, backend=fxreduce.backend(inner)), torch.rand(2, 4)
+    compiled(x)
+    gc.collect()
+    report = fxreduce.report(compiled)
+    assert (report.operators_before, report.operators_after) == (2, 2)
+    assert report.removed == ()
+    del compiled
+    with torch.enable_grad():
+        compiled = torch.compile(model, backend=fxreduce.backend(inner))
+        compiled(x)
+        assert "gradients are enabled" in str(fxreduce.report(compiled))
 
 
 def test_the_graph_of_torch_compile_is_not_changed_and_a_tuple_comes_back(inner: Inner) -> None:

@@ -73,6 +73,7 @@ def test_the_report_tells_how_far_observing_is_and_what_was_decided() -> None:
     assert (report.removed, report.decisions, report.sites) == (
         expected.removed, expected.decisions, expected.sites
     )  # fmt: skip
+    assert report.trials == expected.trials
     assert report.operators_after == expected.operators_after
     assert str(report) == str(fxreduce.report(used))
     assert "1 of 2 rectifiers removed" in str(report)
