@@ -36,28 +36,33 @@ class State:
         self, weights: Tensors, by_value: bool = False, variances: Sequence[int] = ()
     ) -> None:
         """`variances` are the places of those that batch-norms move."""
-        self._identities = tuple(map(id, weights))
-        self._addresses = tuple(map(_address, weights))
+        # Of lists, which are made faster than tuples.
+        self._identities = [*map(id, weights)]
+        self._addresses = [*map(_address, weights)]
         near = [place for place in variances if weights[place].is_cpu]
         by_value = by_value or any(weight.is_inference() for weight in weights)
         by_value = by_value or not all(weights[place].is_contiguous() for place in near)
         self._copies = tuple(weight.clone() for weight in weights) if by_value else None
-        self._versions = () if by_value else tuple(map(_version, weights))
+        self._versions = [] if by_value else [*map(_version, weights)]
         self._variances = () if by_value else tuple(near)
         self._memory = [_memory(weights[place]) for place in self._variances]
         self._moved = b"".join(self._memory)
 
     def holds(self, weights: Tensors) -> bool:
         """Whether the weights are the same ones still, with the same values."""
-        return self._identities == tuple(map(id, weights)) and self.is_current(weights)
+        return self.is_of([*map(id, weights)]) and self.is_current(weights)
+
+    def is_of(self, identities: list[int]) -> bool:
+        """Whether these are the identities of the weights."""
+        return self._identities == identities
 
     def is_current(self, weights: Tensors) -> bool:
         """Whether the weights, which are the same ones, have the same values still."""
-        if self._addresses != tuple(map(_address, weights)):
+        if self._addresses != [*map(_address, weights)]:
             return False
         if self._copies is not None:
             return all(map(_same, self._copies, weights))
-        if self._versions != tuple(map(_version, weights)):
+        if self._versions != [*map(_version, weights)]:
             return False
         # Where the addresses are what they were, so is the memory.
         return self._moved == b"".join(self._memory)
@@ -107,6 +112,7 @@ class Folds(Generic[T]):
         self._fold = fold
         self._state = state
         self._folds: dict[tuple[int, ...], _Fold[T]] = {}
+        self._last: _Fold[T] | None = None  # most models are called again and again
         self._lock = Lock()
         self._wasted = 0
 
@@ -120,7 +126,9 @@ class Folds(Generic[T]):
 
     def get(self, weights: Tensors) -> T | None:
         """What the weights fold to as they are now; None where the unmerged graph shall run."""
-        found = self._folds.get(tuple(map(id, weights)))
+        identities, found = [*map(id, weights)], self._last
+        if found is None or not found.state.is_of(identities):
+            found = self._last = self._folds.get(tuple(identities))
         if found is not None and found.state.is_current(weights):
             found.calls += 1
             if found.calls == CALLS_TO_PAY and not found.waits:
@@ -157,6 +165,8 @@ class Folds(Generic[T]):
 
     def _drop(self, identities: tuple[int, ...], fold: _Fold[T]) -> None:
         """Give up a fold whose weights have changed or died."""
+        if self._last is fold:
+            self._last = None
         if self._folds.get(identities) is fold:
             del self._folds[identities]
             self._wasted += fold.calls < CALLS_TO_PAY and not fold.waits
