@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, Tracer
 
-from fxreduce.graph.nodes import attribute, tensor_of
+from fxreduce.graph.border_corrected import BorderCorrectedConv
+from fxreduce.graph.nodes import SHAPE, attribute, tensor_of
 
 _FOLDED = "fxreduce_folded_"
 
@@ -72,6 +73,15 @@ def lift(
     return _Lifter(merged, inputs, weights).run()
 
 
+def _listed(graph_module: GraphModule, call: Node) -> nn.Module:
+    """The module that a node calls, in a form that is a list of functions for the node's input."""
+    module = graph_module.get_submodule(str(call.target))
+    if isinstance(module, BorderCorrectedConv):
+        (given,) = call.all_input_nodes
+        return module.for_sizes(given.meta[SHAPE][-module.rank :])
+    return module
+
+
 class _Lifter:
     def __init__(
         self,
@@ -113,7 +123,7 @@ class _Lifter:
         read: dict[int, Tensor] = {}
         for node in self._merged.graph.nodes:
             if node.op == "call_module":
-                module = _Call(self._merged.get_submodule(str(node.target)))
+                module = _Call(_listed(self._merged, node))
                 owner = GraphModule(module, _EveryCall().trace(module))
                 self._traced[node] = owner
                 nodes = list(owner.graph.nodes)

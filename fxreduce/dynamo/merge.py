@@ -16,17 +16,22 @@ from fxreduce.dynamo.lift import Lifted, lift
 from fxreduce.dynamo.reduction import Reduction, Removal
 from fxreduce.dynamo.template import Template
 from fxreduce.graph.count import count_affine
+from fxreduce.graph.nodes import label
 from fxreduce.graph.recorder import RefusedRewrite
 from fxreduce.graph.rectifiers import find_sites
 from fxreduce.graph.values import name_values
 from fxreduce.operators.affine import for_any_values
 from fxreduce.operators.cost import CostModel
 from fxreduce.passes.base import PassResult, run_pipeline
+from fxreduce.passes.fuse_padded import FusePadded, Pair, match
 from fxreduce.passes.pipeline import PREPARE, fusion
 from fxreduce.report.report import Report, SiteRow
 
-# It leaves a module whose slices depend on the size of its input, which no list of functions is.
-SIZED = frozenset({"fuse_padded"})
+# It leaves slices that depend on sizes, and no list of functions for all of these.
+SIZED = frozenset({FusePadded.name})
+DYNAMIC = (
+    "sizes are dynamic in this graph, and its border is where they say; compile with dynamic=False"
+)
 RUNG = "torch.compile"
 
 
@@ -93,7 +98,15 @@ class Merging:
 
     @property
     def _disabled(self) -> Collection[str]:
-        return {*self.disable, *SIZED}
+        return set(self.disable) if self.template.sized else {*self.disable, *SIZED}
+
+    def _unsized(self, merged: GraphModule) -> Iterator[RefusedRewrite]:
+        """What is left apart as sizes are dynamic."""
+        if self.template.sized or set(self.disable) >= SIZED:
+            return
+        for node in merged.graph.nodes:
+            if isinstance(match(merged, node), Pair):
+                yield RefusedRewrite(label(node), DYNAMIC, FusePadded.name)
 
     def _reduced(self, bound: GraphModule, prepared: GraphModule) -> PassResult:
         """The graph, reduced in the best way that fits, and merged."""
@@ -113,7 +126,8 @@ class Merging:
                 f"way than the plan: {refusal.where}: {refusal.reason}",
                 stacklevel=2,
             )
-        return PassResult(fitted.graph_module, edits, (*refusals, *merged.refusals))
+        refusals = (*refusals, *merged.refusals, *self._unsized(merged.graph_module))
+        return PassResult(fitted.graph_module, edits, refusals)
 
 
 @torch.no_grad()

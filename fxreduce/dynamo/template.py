@@ -28,12 +28,14 @@ class Template:
         weights: the inputs that the attributes stand for.
         inputs: the place of every other input among those of the original graph, by its target.
         attributes: what the original graph read by `get_attr` or called.
+        sized: whether all sizes are the same at every call, but for those of batches.
     """
 
     graph: Graph
     weights: tuple[WeightInput, ...]
     inputs: Mapping[str, int]
     attributes: Mapping[str, Any]
+    sized: bool = True
 
     @classmethod
     def of(
@@ -66,13 +68,20 @@ class Template:
             for node in graph_module.graph.nodes
             if node.op in ("get_attr", "call_module")
         }
-        return cls(graph, tuple(weights), inputs, attributes)
+        sized = all(map(_is_sized, graph_module.graph.nodes))
+        return cls(graph, tuple(weights), inputs, attributes, sized)
 
     def bind(self, values: Sequence[Tensor]) -> GraphModule:
         """The graph module with these weights as attributes, as they are."""
         pairs = zip(self.weights, values, strict=True)
         named = {weight.path: value for weight, value in pairs}
         return GraphModule({**self.attributes, **named}, deepcopy(self.graph))
+
+
+def _is_sized(node: Node) -> bool:
+    """Whether torch.compile guards every size of the node's value but the first."""
+    value = node.meta.get("example_value")
+    return not isinstance(value, Tensor) or all(type(each) is int for each in value.shape[1:])
 
 
 def _facts(node: Node) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
@@ -28,11 +30,27 @@ class BorderCorrectedConv(nn.Module):
         self.second = to_module(second, like)
         self.windows = tuple(zip(windows(first), windows(second), strict=True))
         self.geometry = tuple(on_meta(operator) for operator in (inside, first, second))
+        self._sizes: tuple[int, ...] | None = None
+
+    def for_sizes(self, sizes: tuple[int, ...]) -> BorderCorrectedConv:
+        """The same for inputs of these spatial sizes alone, by a list of functions.
+
+        Its parameters are those of this module.
+        """
+        module = copy(self)
+        module._sizes = sizes
+        return module
+
+    @property
+    def rank(self) -> int:
+        """How many spatial axes an input has."""
+        return len(self.windows)
 
     def forward(self, x: Tensor) -> Tensor:
-        rank = len(self.windows)
+        rank = self.rank
+        sizes = tuple(x.shape[-rank:]) if self._sizes is None else self._sizes
         each_axis = [
-            strips(one, two, x.shape[axis - rank]) for axis, (one, two) in enumerate(self.windows)
+            strips(one, two, size) for size, (one, two) in zip(sizes, self.windows, strict=True)
         ]
         if any(found is None for found in each_axis):
             whole: Tensor = self.second(self.first(x))
@@ -41,7 +59,7 @@ class BorderCorrectedConv(nn.Module):
         for axis, found in enumerate(each_axis):
             for strip in found or ():
                 place = y.narrow(axis - rank, strip.first, strip.count)
-                place.copy_(self._strip(x, axis - rank, strip))
+                place.copy_(self._strip(x, axis - rank, sizes[axis], strip))
         return y
 
     def calls(self, setting: Setting) -> list[Candidate]:
@@ -54,10 +72,11 @@ class BorderCorrectedConv(nn.Module):
             return [(first, setting), (second, setting.after(first))]
         return [(inside, setting), *border]
 
-    def _strip(self, x: Tensor, axis: int, strip: Strip) -> Tensor:
-        stop = min(strip.stop, x.shape[axis])
+    def _strip(self, x: Tensor, axis: int, size: int, strip: Strip) -> Tensor:
+        stop = min(strip.stop, size)
         middle = self.first(x.narrow(axis, strip.start, stop - strip.start))
-        taken = min(strip.taken, middle.shape[axis] - strip.skipped)
+        computed = self.windows[axis][0].length(stop - strip.start)
+        taken = min(strip.taken, computed - strip.skipped)
         outputs: Tensor = self.second(middle.narrow(axis, strip.skipped, taken))
         return outputs.narrow(axis, strip.dropped, strip.count)
 

@@ -11,9 +11,6 @@ from tests.checks import assert_close
 from tests.models import seeded
 from tests.zoo.test_merges import QUICK, ZOO
 
-# Padded convolutions behind padded ones stay apart in graphs of torch.compile.
-SIZED = ("fuse_padded",)
-
 
 @pytest.mark.parametrize(
     "name",
@@ -29,7 +26,7 @@ def test_a_compiled_model_computes_the_same_with_as_few_operators(name: str) -> 
         for _ in range(2):
             assert_close(model(x), compiled(x))
         report = fxreduce.report(compiled)
-    fused = fxreduce.report(fxreduce.fuse(model, example_inputs=x, disable=SIZED))
+    fused = fxreduce.report(fxreduce.fuse(model, example_inputs=x))
     assert report.operators_before == fused.operators_before
     assert report.operators_after == fused.operators_after
     _dynamo.reset()
