@@ -48,16 +48,17 @@ def backend(
     which count no versions, are always compared by value, and steps of fused optimisers, which
     torch does not count, are counted once a graph has been merged.
 
-    What `fxreduce.fuse` merges is merged, but for padded convolutions behind padded ones. Where
-    gradients are enabled and a weight or an input requires them, and under autocast, graphs are
-    compiled as they are.
+    What `fxreduce.fuse` merges is merged, but for padded convolutions behind padded ones where
+    sizes are dynamic. Where gradients are enabled and a weight or an input requires them, and under
+    autocast, graphs are compiled as they are.
 
     With `calibrate`, rectifiers are removed, too. The first calls run the graph as it is, and their
     inputs are kept; then a plan is made from them, as `fxreduce.analyze(graph, calls).plan(...)`
     makes it, the graph is reduced and compiled, once. Every model and every graph is observed and
     planned for by itself, so that after a graph break budgets are those of the parts; only graphs
     at other sizes share what was decided. `fxreduce.report(compiled)` tells of it. Where no plan
-    can be made, a warning says why, and the graph is merged with all its rectifiers.
+    can be made, or a budget's or importance's own code raises, a warning says why, and the graph is
+    merged with all its rectifiers.
 
     Args:
         inner: compiles what is merged: a backend that torch.compile knows by name, or a callable

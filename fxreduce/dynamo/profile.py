@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 import weakref
 from dataclasses import replace
@@ -15,8 +16,10 @@ from fxreduce.dynamo.inner import Run
 from fxreduce.dynamo.records import Record
 from fxreduce.dynamo.reduction import Profile, Removal
 from fxreduce.dynamo.source import Source
-from fxreduce.errors import FxReduceError
+from fxreduce.errors import FxReduceError, first_line
 from fxreduce.graph.shapes import copied
+
+log = logging.getLogger("fxreduce")
 
 
 class _Decided:
@@ -92,9 +95,13 @@ class Profiled:
             model.busy = seen == self._profile.calls
             model.tell(f"{seen} of {self._profile.calls} calls observed")
         if seen == self._profile.calls:
-            decided = _Decided(self._profile, self._removal(model, weights))
-            _DECIDED[self._key(weights)] = decided
-            self._settle(model, weights, decided)
+            try:
+                decided = _Decided(self._profile, self._removal(model, weights))
+                _DECIDED[self._key(weights)] = decided
+                self._settle(model, weights, decided)
+            except BaseException:  # interrupted: the next calls are observed instead
+                model.calls, model.busy = [], False
+                raise
         return outputs
 
     def _settle(self, model: _Model, weights: Tensors, decided: _Decided) -> None:
@@ -105,9 +112,13 @@ class Profiled:
         try:
             return self._source.decide(self._profile, weights, model.calls)
         except FxReduceError as error:
-            message = f"a graph of torch.compile runs with all its rectifiers: {error}"
-            warnings.warn(message, stacklevel=2)
-            return None
+            reason = str(error)
+        except Exception as error:  # of the user's own budget or importance
+            log.info("no plan could be made", exc_info=True)
+            reason = f"{type(error).__name__}: {first_line(error)}"
+        message = f"a graph of torch.compile runs with all its rectifiers: {reason}"
+        warnings.warn(message, stacklevel=2)
+        return None
 
     def _key(self, weights: Tensors) -> tuple[Any, ...]:
         return (self._source.key, *map(id, weights))

@@ -186,6 +186,45 @@ def test_where_no_plan_can_be_made_a_warning_says_why_and_merging_goes_on(inner:
     assert inner.calls()["batch_norm"] == 0
 
 
+def test_an_evaluate_that_raises_leaves_the_model_with_all_its_rectifiers(inner: Inner) -> None:
+    def evaluate(module: nn.Module) -> float:
+        raise ValueError("no such file")
+
+    model, data = seeded(Small).double(), batches()
+    budget = fxreduce.MaxDrop(0.1, evaluate)
+    compiled = torch.compile(model, backend=backend(inner, budget=budget))
+    for x in data[:-1]:
+        compiled(x)
+    with pytest.warns(UserWarning, match="all its rectifiers: ValueError: no such file"):
+        seen = compiled(data[-1])
+    assert torch.equal(model(data[-1]), seen)
+    for x in batches(8, 8, seed=5):
+        assert_close(model(x), compiled(x))
+    assert inner.compilations == 1
+    assert fxreduce.report(compiled).removed == ()
+
+
+def test_planning_that_is_interrupted_begins_anew() -> None:
+    interrupts = [KeyboardInterrupt()]
+
+    def evaluate(module: nn.Module) -> float:
+        if interrupts:
+            raise interrupts.pop()
+        return 1.0
+
+    model, data = seeded(Small).double(), batches()
+    budget = fxreduce.MaxDrop(0.1, evaluate)
+    compiled = torch.compile(model, backend=backend(Inner(), budget=budget))
+    for x in data[:-1]:
+        compiled(x)
+    with pytest.raises(KeyboardInterrupt):
+        compiled(data[-1])
+    for x in data:
+        assert torch.equal(model(x), compiled(x))
+    compiled(data[0])
+    assert set(fxreduce.report(compiled).removed) == {"act", "act2"}
+
+
 def test_inputs_that_the_model_overwrites_are_kept_as_they_were() -> None:
     class Overwriting(Small):
         def forward(self, image: Tensor) -> Tensor:
