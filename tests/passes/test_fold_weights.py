@@ -93,7 +93,6 @@ def moved(m: Any, _: Tensor) -> Tensor:
     return m.conv.weight * m.scale
 
 
-
 def noisy(m: Any, _: Tensor) -> Tensor:
     return m.conv.weight + torch.randn_like(m.conv.weight)
 
