@@ -14,6 +14,7 @@ from fxreduce.passes.drop_identities import DropIdentities
 from fxreduce.passes.drop_reshapes import DropReshapes
 from fxreduce.passes.fold_norm import FoldNorm
 from fxreduce.passes.fold_scale import FoldScale
+from fxreduce.passes.fold_weights import FoldWeights
 from fxreduce.passes.fuse_chain import FuseChain
 from fxreduce.passes.fuse_flatten import FuseFlatten
 from fxreduce.passes.fuse_padded import FusePadded
@@ -28,6 +29,9 @@ from fxreduce.passes.stack_siblings import StackSiblings
 # hiding that two names are one tensor.
 # Then every state of a tensor gets a name of its own, so that later passes need only count readers.
 PREPARE: tuple[Pass, ...] = (DropChecks(), DropIdentities(), SingleAssignment())
+
+# Weights become constants only where merging begins, as they are trained by what they come from.
+CONSTANTS: tuple[Pass, ...] = (FoldWeights(),)
 
 _REGISTERED: list[Pass] = []
 
@@ -68,10 +72,10 @@ def finishing(cost: CostModel) -> tuple[Pass, ...]:
 def fusion(cost: CostModel) -> Pipeline:
     """Merge all that is exact and pays."""
     load_extensions("passes")
-    return (Repeat((*merging(cost), *_REGISTERED)), *finishing(cost))
+    return (*CONSTANTS, Repeat((*merging(cost), *_REGISTERED)), *finishing(cost))
 
 
-_OWN: Pipeline = (*PREPARE, *merging(FlopsCost()), *finishing(FlopsCost()))
+_OWN: Pipeline = (*PREPARE, *CONSTANTS, *merging(FlopsCost()), *finishing(FlopsCost()))
 
 
 def register_pass(rewrite: Pass) -> Pass:

@@ -60,6 +60,8 @@ def examine(name: str, settings: Settings, known: Input | None = None) -> Record
     small = weights <= settings.largest
     model = randomised(build(name, chosen)) if small else on_meta(name, chosen)
     x = chosen.random(torch.Generator().manual_seed(1), 2)
+    if small and settings.precise:  # before it is captured, as torch.export keeps the dtype
+        model, x = model.double(), x.double()
     try:
         captured = fxreduce.capture(model, x if small else x.to("meta"))
     except (FxReduceError, RuntimeError) as error:
@@ -81,8 +83,6 @@ def _merged(model: nn.Module, captured: GraphModule, chosen: Input, settings: Se
     """Merge the model as it is, and without half of its rectifiers; compare both, and a control."""
     precise, half = settings.precise, tuple(site.name for site in find_sites(captured)[::2])
     allowed = FLOAT64 if precise else FLOAT32
-    if precise:
-        model, captured = model.double(), captured.double()
     dtype = next(model.parameters()).dtype
     x, fresh = (
         chosen.random(torch.Generator().manual_seed(seed), batch).to(dtype)

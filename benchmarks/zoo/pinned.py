@@ -16,6 +16,7 @@ from benchmarks.zoo.examine import Record
 from fxreduce.files import write_atomically
 
 QUICK = 30_000_000  # weights of the largest models of the quick list
+TESTED = "timm:test_"
 TABLE = Path(__file__).with_name("pinned.json")
 # The rest of a record (errors, seconds) is of one machine.
 PINNED = ("status", "reason", "input", "weights", "rung", "sites", "operators", "half")
@@ -69,12 +70,15 @@ def summary(table: Mapping[str, Record]) -> str:
 
 
 def quick(table: Mapping[str, Record]) -> list[str]:
-    """The smallest variant of each family, by the number of its weights, but no large ones."""
+    """The smallest variant of each family, by the number of its weights, but no large ones.
+
+    And the variants that timm has made small, for tests.
+    """
     smallest: dict[str, str] = {}
     small = [n for n, each in table.items() if "sites" in each and each["weights"] <= QUICK]
     for name in sorted(small, key=lambda each: (table[each]["weights"], each)):
         smallest.setdefault(family(name), name)
-    return sorted(smallest.values())
+    return sorted({*smallest.values(), *(name for name in small if name.startswith(TESTED))})
 
 
 def proved(table: Mapping[str, Record], names: Iterable[str]) -> list[str]:

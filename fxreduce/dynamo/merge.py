@@ -24,7 +24,7 @@ from fxreduce.operators.affine import for_any_values
 from fxreduce.operators.cost import CostModel
 from fxreduce.passes.base import PassResult, run_pipeline
 from fxreduce.passes.fuse_padded import FusePadded, Pair, match
-from fxreduce.passes.pipeline import PREPARE, fusion
+from fxreduce.passes.pipeline import CONSTANTS, PREPARE, fusion
 from fxreduce.report.report import Report, SiteRow
 
 # It leaves slices that depend on sizes, and no list of functions for all of these.
@@ -147,7 +147,8 @@ def untouched(
 def report(bound: GraphModule, reduced: PassResult) -> Report:
     """What was done to a graph; its nodes know their shapes."""
     kept = {site.name for site in find_sites(reduced.graph_module)}
-    before, after = count_affine(bound), count_affine(reduced.graph_module)
+    readable = run_pipeline(bound, CONSTANTS).graph_module
+    before, after = count_affine(readable), count_affine(reduced.graph_module)
     rows = [
         SiteRow(site.name, site.rectifier.kind, site.name not in kept) for site in find_sites(bound)
     ]

@@ -51,6 +51,21 @@ def difference(reference: Any, other: Any) -> Difference:
     Raises:
         EquivalenceError: the structures, or the shapes of two tensors, differ.
     """
+    max_abs = max_rel = 0.0
+    for a, b in paired(reference, other):
+        apart = _deviation(a, b)
+        largest = _largest(a)
+        max_abs = max(max_abs, apart)
+        max_rel = max(max_rel, apart / largest if largest > 0 else apart)
+    return Difference(max_abs, max_rel)
+
+
+def paired(reference: Any, other: Any) -> list[tuple[Tensor, Tensor]]:
+    """The tensors of two outputs of one structure, each with the one in its place.
+
+    Raises:
+        EquivalenceError: the structures, or the shapes of two tensors, differ.
+    """
     places, leaves = leaves_of(reference)
     other_places, others = leaves_of(other)
     if places != other_places:
@@ -58,7 +73,7 @@ def difference(reference: Any, other: Any) -> Difference:
             f"the outputs have different structures: {', '.join(places) or 'nothing'} and "
             f"{', '.join(other_places) or 'nothing'}"
         )
-    max_abs = max_rel = 0.0
+    pairs: list[tuple[Tensor, Tensor]] = []
     for a, b in zip(leaves, others, strict=True):
         if not isinstance(a, Tensor):
             _require_readable(a)
@@ -66,11 +81,8 @@ def difference(reference: Any, other: Any) -> Difference:
         if not isinstance(b, Tensor) or a.shape != b.shape:
             shape = tuple(b.shape) if isinstance(b, Tensor) else type(b).__name__
             raise EquivalenceError(f"an output of shape {tuple(a.shape)} became {shape}")
-        apart = _deviation(a, b)
-        largest = _largest(a)
-        max_abs = max(max_abs, apart)
-        max_rel = max(max_rel, apart / largest if largest > 0 else apart)
-    return Difference(max_abs, max_rel)
+        pairs.append((a, b))
+    return pairs
 
 
 def _require_readable(value: Any) -> None:

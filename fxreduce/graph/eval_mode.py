@@ -13,7 +13,7 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 from fxreduce.errors import CaptureError
-from fxreduce.graph.nodes import argument, module_of
+from fxreduce.graph.nodes import argument, module_of, operation
 
 _MODE_DEPENDENT = (
     nn.modules.batchnorm._BatchNorm,
@@ -58,7 +58,9 @@ def _is_told_to_train(node: Node) -> bool:
     if not any(given(name) for name in ("training", "train") if name in parameters):
         return False
     # Batch-norm without running statistics normalises by the batch's own in eval, too.
-    return "running_mean" not in parameters or given("running_mean") is not None
+    if "running_mean" in parameters:
+        return given("running_mean") is not None
+    return "batch_norm" not in (operation(node) or "")
 
 
 @cache

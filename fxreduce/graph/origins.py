@@ -47,7 +47,7 @@ def _constants(graph_module: GraphModule, node: Node) -> Iterator[str]:
     """The parameters that the node reads, directly or reshaped by nodes that read nothing else."""
     for given in node.all_input_nodes:
         if given.op == "get_attr":
-            yield from _parameters(graph_module, given)
+            yield from given.meta.get(ORIGINS, _parameters(graph_module, given))
         elif _is_constant(given):
             yield from _constants(graph_module, given)
 

@@ -8,7 +8,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import Argument, Target, map_arg
 
@@ -93,7 +93,7 @@ class Recorder:
         """
         names = origins(self.graph_module, (*nodes, *taken))
         path = self._free_path(nodes)
-        self._set_module(path, module)
+        self._set(path, module)
         merged = self._new("call_module", path, (given,), {}, nodes[0])
         if not makes_fresh(module):
             self._aliases = None
@@ -123,7 +123,7 @@ class Recorder:
         """
         names = origins(self.graph_module, nodes)
         path = self._free_path(nodes)
-        self._set_module(path, module)
+        self._set(path, module)
         stand_in = self.create("call_module", path, (given,), {}, before, shape, why)
         stand_in.meta |= {ORIGINS: names, _ABSORBED: _labels(nodes)}
         return stand_in
@@ -166,13 +166,26 @@ class Recorder:
         The module stands at `path`, or at a path like it where the model has something there.
         """
         path = self._unused(path)
-        self._set_module(path, module)
+        self._set(path, module)
         return self.create("call_module", path, (given,), {}, before, given.meta.get(SHAPE), why)
+
+    def constant(
+        self, path: str, value: Tensor, requires_grad: bool, before: Node, why: str
+    ) -> Node:
+        """A new parameter of that value, read before a node.
+
+        It stands at `path`, or at a path like it where the model has something there.
+        """
+        if self._paths is None:
+            self._paths = Paths(self.graph_module.graph.nodes)
+        path = self._unused(path.replace(".", "_") if self._paths.is_called(path) else path)
+        self._set(path, nn.Parameter(value, requires_grad))
+        return self.create("get_attr", path, (), {}, before, tuple(value.shape), why)
 
     def substitute(self, node: Node, path: str, module: nn.Module, why: str) -> Node:
         """Call a new module with the arguments of `node` in its place."""
         path = self._unused(path)
-        self._set_module(path, module)
+        self._set(path, module)
         shape = node.meta.get(SHAPE)
         made = self.create("call_module", path, node.args, node.kwargs, node, shape, why)
         self.replace(node, made, why)
@@ -269,14 +282,14 @@ class Recorder:
             path = f"{hint}_{count}"
         return path
 
-    def _set_module(self, path: str, module: nn.Module) -> None:
+    def _set(self, path: str, value: nn.Module | nn.Parameter) -> None:
         *parents, name = path.split(".")
         owner: nn.Module = self.graph_module
         for parent in parents:
             if not isinstance(getattr(owner, parent, None), nn.Module):
                 setattr(owner, parent, nn.Module())
             owner = getattr(owner, parent)
-        setattr(owner, name, module)
+        setattr(owner, name, value)
 
 
 def absorbed(node: Node) -> tuple[str, ...]:

@@ -9,9 +9,31 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 
-class Run(Interpreter):
+class NodeByNode(Interpreter):
+    """Runs a graph node by node; lists are given to functions as such, as the graph's code does.
+
+    A graph keeps lists of a type that cannot be changed, and some functions change theirs.
+    """
+
+    def fetch_args_kwargs_from_env(self, n: Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        return _plain(args), _plain(kwargs)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, immutable_list):
+        return [_plain(each) for each in value]
+    if isinstance(value, immutable_dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if type(value) is tuple:
+        return tuple(map(_plain, value))
+    return value
+
+
+class Run(NodeByNode):
     """A run of a graph on one batch that stops where it is told to.
 
     Modules are looked up when they are called, so that weights may change on the way.

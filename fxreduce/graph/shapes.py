@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from fxreduce.errors import CaptureError, first_line
 from fxreduce.graph.nodes import SHAPE
+from fxreduce.graph.run import NodeByNode
 from fxreduce.graph.signature import Arguments
 from fxreduce.graph.state import kept_state
 
@@ -33,7 +34,7 @@ def copied(inputs: Any, dtype: torch.dtype | None = None) -> Any:
     return pytree.tree_map_only(torch.Tensor, copy, inputs)
 
 
-class _Shapes(Interpreter):
+class _Shapes(NodeByNode):
     """Runs a graph once and writes on each node the shape of its value."""
 
     def run_node(self, n: Node) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from fxreduce.operators.affine import ScaleShift
 from fxreduce.operators.cost import CostModel
 from fxreduce.passes.base import Check, PassResult, run_pipeline
 from fxreduce.passes.linearise import Linearise
-from fxreduce.passes.pipeline import PREPARE, fusion
+from fxreduce.passes.pipeline import CONSTANTS, PREPARE, fusion
 from fxreduce.passes.refit import Refit
 from fxreduce.planning.crop import cropping
 from fxreduce.planning.example import Example, InputSpec
@@ -109,7 +109,8 @@ def execute(
     if decisions.weights:
         refit = Refit(decisions.weights, decisions.reads).run(merged.graph_module)
     kept = {site.name for site in find_sites(refit.graph_module)}
-    before, after = count_affine(graph_module), count_affine(refit.graph_module)
+    readable = run_pipeline(graph_module, CONSTANTS, disable=disable).graph_module
+    before, after = count_affine(readable), count_affine(refit.graph_module)
     refusals = (
         *decisions.refusals,
         *prepared.refusals,
@@ -159,11 +160,12 @@ def merge(
     check: Check | None = None,
 ) -> PassResult:
     """Merge all that is exact and pays; nothing where the merged graph as a whole does not pay."""
+    folded = run_pipeline(unmerged, CONSTANTS, disable=disable, check=check)
+    unmerged = folded.graph_module  # whose operators can all be read, and what they cost
     merged = run_pipeline(unmerged, fusion(cost), disable=disable, check=check)
-    if example is None or not merged.modified:
-        return merged
-    undone = not_paid(unmerged, merged.graph_module, cost, example)
-    if undone is None:
-        return merged
-    refusal = RefusedRewrite("the whole graph", undone.reason, "fuse")
-    return PassResult(unmerged, refusals=(refusal,))
+    if example is not None and merged.modified:
+        undone = not_paid(unmerged, merged.graph_module, cost, example)
+        if undone is not None:
+            refusal = RefusedRewrite("the whole graph", undone.reason, "fuse")
+            merged = PassResult(unmerged, refusals=(refusal,))
+    return replace(merged, edits=(*folded.edits, *merged.edits))

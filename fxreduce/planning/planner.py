@@ -24,7 +24,7 @@ from fxreduce.operators.affine import Refusal, ScaleShift
 from fxreduce.operators.cost import CostModel, as_cost
 from fxreduce.passes.base import PassResult, run_pipeline
 from fxreduce.passes.linearise import Linearise
-from fxreduce.passes.pipeline import PREPARE
+from fxreduce.passes.pipeline import CONSTANTS, PREPARE
 from fxreduce.planning.budgets import Budget, Context, Judge, as_budget, is_for_speed
 from fxreduce.planning.candidates import ByRegion, BySite, Order, require_candidates
 from fxreduce.planning.crop import Crops
@@ -220,6 +220,7 @@ class _Search:
     ) -> _Search:
         prepared = run_pipeline(graph_module, PREPARE).graph_module
         name_values(prepared)
+        prepared = run_pipeline(prepared, CONSTANTS, disable=options.disable).graph_module
         names = [site.name for site in find_sites(prepared)]
         candidates = selected(names, options.include, options.exclude)
         calibration = calibration.hold_out(HELD_OUT_EVERY)

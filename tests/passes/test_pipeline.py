@@ -25,6 +25,7 @@ from fxreduce.passes.fuse_parallel import FuseParallel
 from fxreduce.passes.linearise import Linearise
 from fxreduce.passes.observe import Observe
 from fxreduce.passes.pipeline import (
+    CONSTANTS,
     PREPARE,
     as_disabled,
     finishing,
@@ -151,6 +152,7 @@ def test_what_prepares_comes_before_what_merges() -> None:
     # Behind an identity an overwritten tensor has a second name, which only its dropping shows.
     assert names.index("drop_identities") < names.index("single_assignment")
     assert names[len(PREPARE) :] == [
+        *(each.name for each in CONSTANTS),
         *(each.name for each in merging(FlopsCost())),
         *(each.name for each in finishing(FlopsCost())),
     ]

@@ -16,7 +16,14 @@ INPUTS = inputs(TABLE)
 SETTINGS = Settings(precise=True, parts=("half",))
 
 
-@pytest.mark.parametrize("name", proved(TABLE, quick(TABLE)))
+def marks(name: str) -> tuple[pytest.MarkDecorator, ...]:
+    """torch.export alone takes many times what all else does."""
+    return (pytest.mark.zoo,) if TABLE[name]["rung"] == "torch.export" else ()
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=marks(name)) for name in proved(TABLE, quick(TABLE))]
+)
 def test_a_family_is_captured_and_merged_and_a_wrong_weight_is_noticed(name: str) -> None:
     pinned = TABLE[name]
     record = examine(name, SETTINGS, INPUTS[name])
