@@ -4,7 +4,9 @@ Rectifiers of which little is left have to be made up for by the differences of 
 one goes, the fit can make a layer's weights several times as large, round after round. A batch-norm
 behind the layer undoes any scale of its rows w, so that what w computes stays; but a step of the
 learning rate η then turns it by η/‖w‖² only, and the layer hardly trains any more. So rows that a
-batch-norm reads keep the norm that training has found, and its statistics scale along.
+batch-norm reads keep the norm that training has found, and its statistics scale along. Nor may the
+fit rest on differences so small that the first steps of training, which move all features, undo
+it: it has to bear noise on them.
 """
 
 from __future__ import annotations
@@ -22,9 +24,13 @@ from fxreduce.graph.affine import AffineCall, read_affine
 from fxreduce.graph.nodes import module_of
 from fxreduce.graph.values import by_value, name_values
 from fxreduce.operators.affine import Conv
+from fxreduce.operators.ridge import Tether
 from fxreduce.passes.refit import refitted
 from fxreduce.planning.refit import output_error, refit
 from fxreduce.schedules.network import Network, plain_copy
+
+# The noise has a tenth of the features' mean square.
+_TETHER = Tether(least=0.1, even=1.0)
 
 
 def refit_network(
@@ -48,7 +54,7 @@ def refit_network(
     name_values(original)
     name_values(now)
     error = output_error(original, now, calibration)
-    fitted = refit(original, now, now, calibration, error, scope)
+    fitted = refit(original, now, now, calibration, error, scope, tether=_TETHER)
     named = by_value(now)
     calls = Counter(str(node.target) for node in now.graph.nodes if node.op == "call_module")
     reasons = {each.where: each.reason for each in fitted.refusals}
@@ -95,7 +101,7 @@ def _norm_behind(graph_module: GraphModule, node: Node, calls: Mapping[str, int]
 
 
 def _row_norms(weight: Tensor) -> Tensor:
-    return weight.flatten(1).norm(dim=1)
+    return torch.linalg.vector_norm(weight.flatten(1), dim=1)
 
 
 def _scale_statistics(norm: nn.Module, scale: Tensor) -> None:
