@@ -101,7 +101,8 @@ def _norm_behind(graph_module: GraphModule, node: Node, calls: Mapping[str, int]
 
 
 def _row_norms(weight: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(weight.flatten(1), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(weight.flatten(1), dim=1)
+    return norms
 
 
 def _scale_statistics(norm: nn.Module, scale: Tensor) -> None:
