@@ -16,7 +16,7 @@ from fxreduce.calibration.ranks import first_rank, over_ranks, rank
 from fxreduce.errors import ScheduleError
 from fxreduce.graph.feeding import Feeding
 from fxreduce.graph.rectifiers import find_sites
-from fxreduce.operators.affine import ScaleShift
+from fxreduce.operators.affine import Refusal, ScaleShift
 from fxreduce.operators.cost import CostModel
 from fxreduce.passes.base import run_pipeline
 from fxreduce.passes.pipeline import PREPARE
@@ -256,10 +256,9 @@ class Schedule:
         if (fitted := self._evaluate(self._network.module)) >= accuracy:
             return refused
         self._network = Network.restore(self._network.base, as_removed)
-        why = (
-            f"the weights stay, as fitting lowers the accuracy from {accuracy:.4g} to {fitted:.4g}"
-        )
-        return {"the whole graph": why}
+        change = f"from {accuracy:.4g} to {fitted:.4g}"
+        why = Refusal(f"the weights stay, as fitting lowers the accuracy {change}")
+        return {"the whole graph": why.reason}
 
     def _finish(self) -> None:
         """What the rule does at the end, unless the last round went too far already."""
