@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-import fxreduce
 from fxreduce.cli.experiment import Experiment
 from fxreduce.cli.rounds import Point
 from fxreduce.recipes.recipe import Published
 from fxreduce.report.report import Report
 from fxreduce.report.table import table
+from fxreduce.schedules.result import ScheduleResult
 
 SCHEMA = 1
 _HEADER = (
@@ -50,10 +50,9 @@ class Outcome:
 
     @classmethod
     def of(
-        cls, method: str, points: tuple[Point, ...], result: fxreduce.schedules.ScheduleResult
+        cls, method: str, points: tuple[Point, ...], result: ScheduleResult, report: Report
     ) -> Outcome:
-        """The outcome of a schedule, whose best network is merged and verified here."""
-        report = fxreduce.report(result.merged())
+        """The outcome of a schedule, with the report of its best network, merged."""
         return cls(method, points, result.best.number, result.stopped, report)
 
 

@@ -88,6 +88,7 @@ class Experiment:
         given = {name: getattr(arguments, name) for name in _OPTIONS}
         options = {name: value for name, value in given.items() if value is not None}
         options |= {"refit": True} if arguments.refit else {}
+        options |= {"per_gain": True} if arguments.per_gain else {}
         options |= {"distillation": schedules.Distillation()} if arguments.distil else {}
         return cls(recipe, model, data, device, trainer, slopes, arguments.samples, options)
 

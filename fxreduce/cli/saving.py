@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch.fx import GraphModule
 
 import fxreduce
 from fxreduce.cli.errors import UsageError
+from fxreduce.data.dataset import Inputs
 from fxreduce.errors import UnsupportedError
 
 # What each suffix is, and how a program reads such a file.
@@ -19,17 +21,24 @@ FORMATS = {
     ".pt2": ("a torch.export program for any batch size", "torch.export.load({path!r}).module()"),
     ".onnx": ("an ONNX model for any batch size", "onnxruntime.InferenceSession({path!r})"),
 }
+PLAN = ".json"
+# A plan has no weights that were trained since, a model has.
+MODELS = tuple(suffix for suffix in FORMATS if suffix != PLAN)
 
 
-def check_destination(path: Path) -> None:
+def check_destination(path: Path, suffixes: Collection[str] = tuple(FORMATS)) -> None:
     """Refuse a destination that cannot be written, before any long work is done for it.
 
+    Args:
+        path: The destination.
+        suffixes: Of `FORMATS`, those that can be written.
+
     Raises:
-        UnsupportedError: The suffix is none of those that fxreduce writes.
+        UnsupportedError: The suffix is none of those.
         UsageError: The folder does not exist or cannot be written to, or the path is a folder.
     """
-    if path.suffix not in FORMATS:
-        known = "; ".join(f"{suffix}: {what}" for suffix, (what, _) in FORMATS.items())
+    if path.suffix not in suffixes:
+        known = "; ".join(f"{suffix}: {FORMATS[suffix][0]}" for suffix in suffixes)
         raise UnsupportedError(f"--out {path}: the suffix says what to write. {known}")
     require_writable("--out", path)
 
@@ -62,11 +71,27 @@ def save(path: Path, plan: fxreduce.Plan, reduced: GraphModule, images: Tensor) 
         EquivalenceError: The model, read back from the file, computes something else.
         PlanError: The file cannot be written.
     """
+    if path.suffix != PLAN:
+        return save_model(path, reduced, images[:1])
+    plan.save(path)
+    return _written(path)
+
+
+def save_model(path: Path, reduced: GraphModule, example: Inputs) -> str:
+    """Write the reduced model, as the suffix says; returns a sentence about the file.
+
+    Args:
+        path: A destination that `check_destination` has accepted, of one of `MODELS`.
+        reduced: The reduced model.
+        example: One sample, to export the model with.
+
+    Raises:
+        UnsupportedError, EquivalenceError, PlanError: See `save`.
+    """
+    fxreduce.save(reduced, path, example_inputs=example)
+    return _written(path, f" ({path.stat().st_size:,} bytes), read it back and compared")
+
+
+def _written(path: Path, checked: str = "") -> str:
     what, how = FORMATS[path.suffix]
-    if path.suffix == ".json":
-        plan.save(path)
-        checked = ""
-    else:
-        fxreduce.save(reduced, path, example_inputs=images[:1])
-        checked = f" ({path.stat().st_size:,} bytes), read it back and compared"
     return f"wrote {what} to {path}{checked}: {how.format(path=str(path))}"

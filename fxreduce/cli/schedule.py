@@ -9,6 +9,9 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch.fx import GraphModule
+
+import fxreduce
 from fxreduce import schedules
 from fxreduce.calibration.ranks import is_first
 from fxreduce.cli.commands import as_device
@@ -17,6 +20,7 @@ from fxreduce.cli.dense import check_folder, train_dense
 from fxreduce.cli.errors import UsageError
 from fxreduce.cli.experiment import Experiment, run_forward
 from fxreduce.cli.rounds import Point, Points
+from fxreduce.cli.saving import MODELS, check_destination, save_model
 from fxreduce.cli.schedule_chart import check_plot, save_plot
 from fxreduce.recipes.recipe import METHODS, load_recipe, recipe_names
 from fxreduce.report.table import table
@@ -37,18 +41,33 @@ def schedule(arguments: argparse.Namespace) -> None:
         raise UsageError(f"name a METHOD: {', '.join(COMMANDS)}")
     if arguments.plot is not None:
         check_plot(arguments.plot)
+    if arguments.out is not None:
+        _check_out(arguments)
     with process_group(as_device(arguments.device)) as device:
         experiment = Experiment.load(arguments, device)
-        comparison = _compared(experiment, arguments)
+        comparison, merged = _compared(experiment, arguments)
         if not is_first():
             return
-        written = None if arguments.plot is None else save_plot(arguments.plot, comparison)
+        written = []
+        if arguments.out is not None:
+            written.append(save_model(arguments.out, merged, experiment.example()))
+        if arguments.plot is not None:
+            written.append(save_plot(arguments.plot, comparison))
         print(comparison.to_json() if arguments.json else comparison)
-        if written is not None and not arguments.json:
-            print(f"\n{written}")
+        if written and not arguments.json:
+            print("", *written, sep="\n")
 
 
-def _compared(experiment: Experiment, arguments: argparse.Namespace) -> Comparison:
+def _check_out(arguments: argparse.Namespace) -> None:
+    if arguments.method == COMPARE:
+        raise UsageError(f"--out takes the network of one method; {COMPARE} runs several")
+    check_destination(arguments.out, MODELS)
+
+
+def _compared(
+    experiment: Experiment, arguments: argparse.Namespace
+) -> tuple[Comparison, GraphModule]:
+    """All outcomes, and the merged network of the last method."""
     alone = arguments.method != COMPARE
     methods = [arguments.method.replace("-", "_")] if alone else arguments.methods
     # What can be refused is refused before the long work begins.
@@ -64,9 +83,10 @@ def _compared(experiment: Experiment, arguments: argparse.Namespace) -> Comparis
         points = Points(
             method, experiment, None if folder is None else folder / f"{method}.json", epochs
         )
-        run = _run(method, experiment, points, settings[method], arguments, trained=trained)
-        outcomes.append(run)
-    return Comparison.of(experiment, tuple(outcomes), arguments.seed)
+        result = _run(method, experiment, points, settings[method], arguments, trained=trained)
+        merged = result.merged()
+        outcomes.append(Outcome.of(method, points.all(), result, fxreduce.report(merged)))
+    return Comparison.of(experiment, tuple(outcomes), arguments.seed), merged
 
 
 def _run(
@@ -77,14 +97,14 @@ def _run(
     arguments: argparse.Namespace,
     *,
     trained: bool,
-) -> Outcome:
+) -> schedules.ScheduleResult:
     def tell(done: Round) -> None:
         point = points.measure(done)
         if is_first() and not arguments.quiet:
             print(told(point), file=sys.stderr, flush=True)
 
     keeper = None if arguments.checkpoint is None else arguments.checkpoint / method
-    result = _function(method)(
+    return _function(method)(
         experiment.model.module,
         experiment.calibration(),
         train=experiment.train,
@@ -98,7 +118,6 @@ def _run(
         trained=trained,
         **settings,
     )
-    return Outcome.of(method, points.all(), result)
 
 
 def told(point: Point) -> str:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from fxreduce.cli.experiment import DEFAULT_RECIPE
+from fxreduce.cli.saving import FORMATS, MODELS
 from fxreduce.cli.schedule import COMMANDS, COMPARE, methods_of, schedule
 from fxreduce.cli.values import positive
 from fxreduce.data.names import NAMES
@@ -92,6 +93,11 @@ def _add_rules(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--rounds", type=positive, metavar="N", help="at most so many")
     group.add_argument("--moves", type=positive, metavar="N", help="rectifiers a round")
     group.add_argument(
+        "--per-gain",
+        action="store_true",
+        help="easier: choose by the entropy for what a removal saves once the network is merged",
+    )
+    group.add_argument(
         "--compensate",
         choices=("identity", "channel", "refit"),
         help="what takes a removed rectifier's place before training again",
@@ -123,6 +129,13 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FOLDER",
         help="keeps every round; the same command goes on where it was stopped",
+    )
+    group.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write the merged network of the best round; "
+        + "; ".join(f"FILE{suffix}: {FORMATS[suffix][0]}" for suffix in MODELS),
     )
     group.add_argument(
         "--plot", type=Path, metavar="FILE", help="chart of all rounds, .png, .svg or .pdf"

@@ -1,10 +1,11 @@
 """Fitting an affine operator to data, by ridge regression around the weights that it has.
 
-    min over W of  ‖Y − X·Wᵀ‖² + λ·‖(W − W₀)·D‖²,   D² = diag(XᵀX)
+    min over W of  ‖Y − X·Wᵀ‖² + λ·‖(W − W₀)·D‖²,   D² = diag(XᵀX) + ε·mean(diag(XᵀX))
 
 D measures a change of a weight by the change of the output that it makes, so that λ has no unit. It
-is chosen by the error on held-out rows. All is done in float64: with more rows than weights from
-the normal equations, which are streamed, else from the rows themselves, by the dual form
+is chosen by the error on held-out rows, see `Tether` for its bound. All is done in float64: with
+more rows than weights from the normal equations, which are streamed, else from the rows themselves,
+by the dual form
 
     Wᵀ = W₀ᵀ + D⁻²Xᵀ·(X·D⁻²Xᵀ + λ)⁻¹·(Y − X·W₀ᵀ).
 """
@@ -26,12 +27,40 @@ LARGEST, OPERATIONS = 1 << 30, 1e11
 _ROWS_PER_WEIGHT, _LEAST_ROWS = 16, 4096
 # Rows of which the dual form is solved: at most so many, and no fit is made of fewer.
 _MOST_DUAL, _FEWEST = 2048, 64
-# Strengths are tried from the middle on, in the direction in which the held-out error falls.
+# Strengths are tried from so many below the top on, where the held-out error falls.
 _STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-_MIDDLE = 3
-_EPSILON = 1e-9  # of the mean of D², for features that are always 0
+_FROM_TOP = 5
 # Rows that are turned into patches at once, in numbers.
 _CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Tether:
+    """How far, at most, a fit may go from the weights that were.
+
+    With `least` λ and `even` ε the fit bears noise on every feature, independent and of λ·ε of the
+    features' mean square: it cannot rest on small differences of large weights, nor on features
+    that are hardly ever other than 0.
+
+    Attributes:
+        least: λ is at least this.
+        even: ε; the default is for features that are always 0.
+    """
+
+    least: float = 0.0
+    even: float = 1e-9
+
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        """The λ to choose from, ascending."""
+        return tuple(each for each in _STRENGTHS if each >= self.least) or (self.least,)
+
+    def squares(self, diagonal: Tensor) -> Tensor:
+        """D² from the diagonal of XᵀX, [groups, F]."""
+        return diagonal + self.even * diagonal.mean().clamp(min=torch.finfo(torch.float64).tiny)
+
+
+FREE = Tether()
 
 
 @dataclass
@@ -40,15 +69,16 @@ class _Sums:
 
     xx: Tensor
     xy: Tensor
+    tether: Tether
     yy: float = 0.0
     rows: int = 0
 
     @classmethod
-    def of(cls, groups: int, width: int, out: int, device: torch.device) -> _Sums:
+    def of(cls, groups: int, width: int, out: int, device: torch.device, tether: Tether) -> _Sums:
         def zeros(last: int) -> Tensor:
             return torch.zeros(groups, width, last, dtype=torch.float64, device=device)
 
-        return cls(zeros(width), zeros(out))
+        return cls(zeros(width), zeros(out), tether)
 
     def add(self, x: Tensor, y: Tensor) -> None:
         self.xx.baddbmm_(x.mT, x)
@@ -64,7 +94,7 @@ class _Sums:
 
     def ridge(self, start: Tensor, strength: float) -> Tensor:
         """The weights for one strength; `start` where the equations are singular."""
-        scale = _penalty(self.xx.diagonal(dim1=1, dim2=2))
+        scale = self.tether.squares(self.xx.diagonal(dim1=1, dim2=2))
         factor, failed = torch.linalg.cholesky_ex(self.xx + torch.diag_embed(strength * scale))
         if bool(failed.any()):
             return start
@@ -76,13 +106,14 @@ class _Sums:
 
     def joined(self, other: _Sums) -> _Sums:
         xx, xy = self.xx + other.xx, self.xy + other.xy
-        return _Sums(xx, xy, self.yy + other.yy, self.rows + other.rows)
+        return _Sums(xx, xy, self.tether, self.yy + other.yy, self.rows + other.rows)
 
 
 @dataclass
 class _Rows:
     """The rows themselves: X in parts of [groups, n, F], Y in parts of [groups, n, O]."""
 
+    tether: Tether
     parts: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _kept: tuple[_Rows, Tensor, Tensor] | None = None
 
@@ -122,7 +153,7 @@ class _Rows:
         return self._kept[1:]
 
     def joined(self, other: _Rows) -> _Rows:
-        return _Rows([*self.parts, *other.parts])
+        return _Rows(self.tether, [*self.parts, *other.parts])
 
     @cached_property
     def _whole(self) -> tuple[Tensor, Tensor]:
@@ -133,15 +164,10 @@ class _Rows:
     def _dual(self) -> tuple[Tensor, Tensor, Tensor]:
         """D² [groups, F], and the eigenvalues and eigenvectors of X·D⁻²Xᵀ."""
         x, _ = self._whole
-        scale = _penalty(x.square().sum(1))
+        scale = self.tether.squares(x.square().sum(1))
         scaled = x / scale.sqrt().unsqueeze(1)
         values, vectors = torch.linalg.eigh(scaled @ scaled.mT)
         return scale, values.clamp(min=0), vectors
-
-
-def _penalty(diagonal: Tensor) -> Tensor:
-    """D², and a little for features that are always 0."""
-    return diagonal + _EPSILON * diagonal.mean().clamp(min=torch.finfo(torch.float64).tiny)
 
 
 @dataclass(frozen=True)
@@ -167,16 +193,20 @@ class Equations:
         operator: in float64.
         available: how many rows there are; `rows_for` tells how many of them to take.
         device: where to keep them.
+        tether: bounds the fit.
     """
 
-    def __init__(self, operator: Conv, available: int, device: torch.device) -> None:
+    def __init__(
+        self, operator: Conv, available: int, device: torch.device, tether: Tether = FREE
+    ) -> None:
         self.operator = operator
+        self._strengths = tether.strengths
         self.device = device
         width, groups = features(operator), operator.groups
         out = operator.out_channels // groups
 
         def empty() -> _Sums | _Rows:
-            return _Rows() if dual else _Sums.of(groups, width, out, device)
+            return _Rows(tether) if dual else _Sums.of(groups, width, out, device, tether)
 
         dual = _is_dual(operator, available)
         self._fit, self._held_out = empty(), empty()
@@ -225,17 +255,19 @@ class Equations:
         """The least error on held-out rows, and the strength that has it."""
 
         def error(place: int) -> float:
-            return self._basis.error_for(start, _STRENGTHS[place], self._judge)  # type: ignore[arg-type]
+            return self._basis.error_for(start, strengths[place], self._judge)  # type: ignore[arg-type]
 
-        best, at = error(_MIDDLE), _MIDDLE
+        strengths = self._strengths
+        middle = max(0, len(strengths) - _FROM_TOP)
+        best, at = error(middle), middle
         for step in (-1, 1):
             place = at + step
-            while 0 <= place < len(_STRENGTHS) and (found := error(place)) < best:
+            while 0 <= place < len(strengths) and (found := error(place)) < best:
                 best, at = found, place
                 place += step
-            if at != _MIDDLE:
+            if at != middle:
                 break
-        return best, _STRENGTHS[at]
+        return best, strengths[at]
 
 
 def rows_for(operator: Conv, available: int) -> int:

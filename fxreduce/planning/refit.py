@@ -28,7 +28,7 @@ from fxreduce.graph.shapes import copied
 from fxreduce.graph.values import VALUE, by_value, crosses
 from fxreduce.operators.affine import Conv, Operator, Refusal, as_conv, in_double
 from fxreduce.operators.patches import weights
-from fxreduce.operators.ridge import Equations, Fit, rows_for
+from fxreduce.operators.ridge import FREE, Equations, Fit, Tether, rows_for
 from fxreduce.passes.refit import Refit, fittable, refitted
 from fxreduce.progress import track
 
@@ -97,6 +97,7 @@ def refit(
     scope: str = "downstream",
     *,
     sweeps: int | None = None,
+    tether: Tether = FREE,
 ) -> Refitted:
     """Fit the weights of a merged graph to the original's values.
 
@@ -109,6 +110,7 @@ def refit(
         scope: "merged" fits the operators in whose region a rectifier was removed, "downstream"
             all that read what these changed as well.
         sweeps: how often at most; None goes on while the error on held-out batches falls.
+        tether: bounds each fit.
     """
     finder = _Finder(original, unmerged, merged, scope)
     places = list(finder.places(calibration))
@@ -120,7 +122,7 @@ def refit(
         for place in places
         if isinstance(call := fittable(working, named[place.value]), AffineCall)
     ]
-    sweep = _Sweep(original, working, calibration, places)
+    sweep = _Sweep(original, working, calibration, places, tether)
     best, kept, least, unexplained = error, dict[str, Tensor](), inf, dict[str, float]()
     for number in range((sweeps or _MOST_SWEEPS) if places else 0):
         fitted = sweep.run(f"refitting, sweep {number + 1}")
@@ -231,7 +233,9 @@ class _Sweep:
         working: GraphModule,
         calibration: Calibration,
         places: Sequence[_Place],
+        tether: Tether,
     ) -> None:
+        self._tether = tether
         self._graphs = (original, working)
         self._calibration = replace(calibration, progress=False)
         self._progress = calibration.progress
@@ -273,7 +277,7 @@ class _Sweep:
             if equations is None:  # batches are taken to be like the first one
                 available = len(x) * positions * self._batches
                 rows = rows_for(operator, available) // self._batches + 1
-                equations = Equations(operator, available, x.device)
+                equations = Equations(operator, available, x.device, self._tether)
             held_out = self._held_out(batch, seen, len(x))
             seen += len(x)
             chosen, places = _pick(len(x), positions, rows, batch)

@@ -93,7 +93,8 @@ def run(
             "identity"; "channel", the affine map of each channel that fits best, which is trained;
             or "refit", the identity with the weights refitted.
         refit: whether weights are fitted to what the network computed before the removal, before
-            it is trained again.
+            it is trained again; `evaluate` is called before and after, and they stay where it
+            falls.
         refit_scope: see `fxreduce.analyze(...).plan`.
         rewind: to which weights the network goes back before it is trained again: None keeps
             them, "dense" or "initial".

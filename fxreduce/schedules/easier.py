@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Unpack
 
 from fxreduce.graph.capture import Model
 from fxreduce.schedules.api import Options, run
+from fxreduce.schedules.per_gain import PerGain
 from fxreduce.schedules.result import ScheduleResult
 from fxreduce.schedules.rule import (
     Action,
@@ -68,6 +69,7 @@ def easier(
     variant: str = "paper",
     drop: float | None = None,
     moves: int = 1,
+    per_gain: bool = False,
     **options: Unpack[Options],
 ) -> ScheduleResult:
     """EASIER (ECML PKDD 2024): remove the site of the lowest entropy, train again, and so on.
@@ -78,7 +80,11 @@ def easier(
         drop: δ, how far the accuracy may fall below the dense one's. None is 0.01 for "paper",
             whose values are not published, and no limit for "code"; infinity is no limit.
         moves: how many sites go in a round; the paper's is 1.
+        per_gain: whether the entropy is divided by what the removal saves, see `PerGain`; the
+            schedule's `cost` rates that.
     """
     limit = 0.01 if drop is None and variant == "paper" else drop
-    rule = Easier(variant, moves)
+    rule: Rule = Easier(variant, moves)
+    if per_gain:
+        rule = PerGain(rule, options.get("cost", "flops"))
     return run(model, loader, rule, train=train, evaluate=evaluate, drop=limit, **options)

@@ -16,7 +16,7 @@ from fxreduce.calibration.ranks import first_rank, over_ranks, rank
 from fxreduce.errors import ScheduleError
 from fxreduce.graph.feeding import Feeding
 from fxreduce.graph.rectifiers import find_sites
-from fxreduce.operators.affine import ScaleShift
+from fxreduce.operators.affine import Refusal, ScaleShift
 from fxreduce.operators.cost import CostModel
 from fxreduce.passes.base import run_pipeline
 from fxreduce.passes.pipeline import PREPARE
@@ -239,15 +239,26 @@ class Schedule:
         if len(refused) == len(names) and not action.masks:
             return None  # they are no candidates any more, the next try finds others
         if before is not None:
-            calibration = self._calibration.hold_out(HELD_OUT_EVERY)
-            scope = self._settings.refit_scope
-            refused |= refit_network(self._network, before, calibration, scope)
+            refused |= self._refit(before)
         if self._settings.rewind is not None:
             self._network.rewind(self._progress.snapshots[self._settings.rewind])
         self._train(self._network.module)
         removed = tuple(name for name in names if name not in self._progress.stuck)
         self._end_round(Round(number, 0.0, removed, 0, pruned, scores, action.why, refused=refused))
         return None
+
+    def _refit(self, before: GraphModule) -> dict[str, str]:
+        """Fit the weights, unless the accuracy falls by that; returns why weights stay."""
+        as_removed = self._network.snapshot()
+        accuracy = self._evaluate(self._network.module)
+        calibration = self._calibration.hold_out(HELD_OUT_EVERY)
+        refused = refit_network(self._network, before, calibration, self._settings.refit_scope)
+        if (fitted := self._evaluate(self._network.module)) >= accuracy:
+            return refused
+        self._network = Network.restore(self._network.base, as_removed)
+        change = f"from {accuracy:.4g} to {fitted:.4g}"
+        why = Refusal(f"the weights stay, as fitting lowers the accuracy {change}")
+        return {"the whole graph": why.reason}
 
     def _finish(self) -> None:
         """What the rule does at the end, unless the last round went too far already."""

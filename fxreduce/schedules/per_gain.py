@@ -22,7 +22,8 @@ class PerGain(Rule):
     Deleting one of the two rectifiers of an inverted-residual block saves nothing, deleting both
     turns three convolutions into one. So sites that save more together go together, as planning
     chooses them: the set of the least sum of scores for what it saves; sites that save nothing come
-    last, the lowest score first. What takes the sites' places is the schedule's `compensate`.
+    last, the lowest score first. Sets go until as many sites have gone as the rule removes in a
+    round. What takes the sites' places is the schedule's `compensate`.
 
         schedules.run(model, loader, schedules.PerGain(schedules.Easier()), ...)
 
@@ -51,7 +52,11 @@ class PerGain(Rule):
         prepared = run_pipeline(plain_copy(stage.graph_module), PREPARE).graph_module
         order = ByRegion(Gains(prepared, as_cost(self.cost)))
         ranks = {name: Rank(score) for name, score in scores.items()}
-        chosen = order.next(list(scores), ranks)[0]
+        chosen: list[str] = []
+        while len(chosen) < self.rule.moves and (left := [n for n in scores if n not in chosen]):
+            together = order.next(left, ranks)[0]
+            order.remove(together)
+            chosen += together
         told = ", ".join(f"{name} {scores[name]:.4g}" for name in chosen)
         return Action(dict.fromkeys(chosen), why=f"lowest for what it saves: {told}")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import fxreduce
 from fxreduce.cli.experiment import shortened
 from fxreduce.cli.main import main
 from fxreduce.recipes.recipe import METHODS
@@ -163,6 +164,31 @@ def test_what_the_publications_do_not_have_can_be_added(
     assert outcome["report"]["max_error"] < 1e-5
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt2", ".onnx"])
+def test_the_merged_network_is_written_and_read_back(
+    suffix: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime" if suffix == ".onnx" else "safetensors")
+    path = tmp_path / f"merged{suffix}"
+    options = ["--rounds", "1", "--drop", "inf", "--out", str(path), *QUICK]
+    assert main(["schedule", "easier", model, *options]) == 0
+    assert f"to {path} (" in capsys.readouterr().out.splitlines()[-1]
+    if suffix == ".safetensors":
+        assert len(fxreduce.report(fxreduce.load(path)).removed) == 1
+    assert main(["inspect", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["file"] == str(path)
+
+
+def test_the_entropy_is_divided_by_what_a_removal_saves(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["schedule", "easier", model, "--drop", "inf", "--rounds", "1", "--json", *QUICK]
+    assert main(command) == 0
+    assert "lowest for what it saves" not in capsys.readouterr().out
+    assert main([*command, "--per-gain"]) == 0
+    assert "lowest for what it saves" in capsys.readouterr().out
+
+
 def test_rounds_beyond_the_limit_are_said_not_to_count(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -197,6 +223,9 @@ def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         (["easier", "--recipe", "cifar10-resnet18", "--root", "none"], "The layout is ROOT/cifar"),
         (["easier", "--recipe", "cifar"], "there is no recipe 'cifar'"),
         (["egp", "--moves", "2"], "egp has no setting moves"),
+        (["tlc", "--per-gain"], "tlc has no setting per_gain"),
+        (["easier", "--out", "plan.json"], "the suffix says what to write. .safetensors: "),
+        (["compare", "--out", "x.pt2"], "--out takes the network of one method"),
         (["easier", "--trained"], "name them with --weights"),
         (["easier", "--plot", "x.gif"], "the suffix says what to draw"),
         (["easier", "--plot", "no/x.png"], "there is no folder no"),

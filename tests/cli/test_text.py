@@ -59,6 +59,36 @@ def test_a_method_runs_on_text(
     assert outcome["points"][1]["removed"] == len(outcome["report"]["removed"]) >= 1
 
 
+@pytest.mark.parametrize("method", ["easier", "tlc"])
+def test_a_method_runs_on_a_roberta_of_a_folder_and_writes_what_it_merged(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = layouts.tokenizer(tmp_path / "words")
+    data = tmp_path / "sst2"
+    layouts.glue(data, "sst2")
+    config = {"model_type": "roberta", "hidden_size": 8, "intermediate_size": 16, "vocab_size": 20}
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 130}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **layers, "pad_token_id": 0}))
+    command = [
+        "schedule",
+        method,
+        f"transformers:{tmp_path}",
+        "--data",
+        f"sst2:{tmp_path / 'sst2'}",
+    ]
+    options = ["--tokenizer", str(words), "--recipe", "sst2-roberta", "--epochs", "1"]
+    path = tmp_path / "merged.safetensors"
+    limits = ["--batch-size", "6", "--rounds", "1", "--drop", "inf", "--out", str(path)]
+    assert main([*command, *options, *limits, "--json", "--quiet"]) == 0
+    (outcome,) = json.loads(capsys.readouterr().out)["outcomes"]
+    report = outcome["report"]
+    assert outcome["points"][-1]["removed"] == len(report["removed"]) >= 1
+    assert report["operators_after"] < report["operators_before"]
+    assert report["max_error"] < 1e-5
+    assert main(["inspect", str(path)]) == 0
+    assert report["removed"][0] in capsys.readouterr().out
+
+
 def test_reducing_a_model_for_text_is_refused_before_the_work(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fxreduce.operators import ridge
 from fxreduce.operators.affine import Conv, Refusal, apply
-from fxreduce.operators.ridge import Equations, Fit, rows_for, too_large
+from fxreduce.operators.ridge import FREE, Equations, Fit, Tether, rows_for, too_large
 
 CPU = torch.device("cpu")
 GEOMETRIES = {
@@ -35,8 +35,8 @@ def inputs(kind: str, samples: int, seed: int = 1) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def fitted(start: Conv, x: Tensor, y: Tensor, every: int = 4) -> Fit:
-    equations = Equations(start, len(x) * y.shape[2:].numel(), CPU)
+def fitted(start: Conv, x: Tensor, y: Tensor, every: int = 4, tether: Tether = FREE) -> Fit:
+    equations = Equations(start, len(x) * y.shape[2:].numel(), CPU, tether)
     held_out = torch.arange(len(x)) % every == every - 1
     for part in torch.arange(len(x)).split(7):
         equations.add(x[part], y[part], torch.arange(y.shape[2:].numel()), held_out[part])
@@ -128,3 +128,27 @@ def test_samples_in_parts_give_the_same_fit(monkeypatch: pytest.MonkeyPatch) -> 
     whole = fitted(start, x, y)
     monkeypatch.setattr(ridge, "_CHUNK", 1)
     torch.testing.assert_close(fitted(start, x, y).operator.weight, whole.operator.weight)
+
+
+@pytest.mark.parametrize("samples", [400, 12])  # the normal equations, and the dual form
+def test_a_tether_keeps_a_fit_from_resting_on_small_differences(samples: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    common = torch.randn(samples, 1, generator=generator, dtype=torch.float64)
+    x = common + 1e-3 * torch.randn(samples, 24, generator=generator, dtype=torch.float64)
+    behind = Conv(300 * torch.randn(2, 24, generator=generator, dtype=torch.float64))
+    start = Conv(torch.zeros(2, 24, dtype=torch.float64))
+    free, tied = (fitted(start, x, apply(behind, x), tether=t) for t in (FREE, Tether(0.1, 1.0)))
+    assert tied.strength >= 0.1
+    assert free.after < tied.after < tied.before
+    noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    moved = x + 0.3 * noise
+
+    def error(fit: Fit) -> float:
+        return float((apply(fit.operator, moved) - apply(behind, x)).square().mean())
+
+    assert error(tied) < error(free)
+
+
+def test_a_tether_beyond_all_strengths_has_its_own() -> None:
+    assert Tether(least=100.0).strengths == (100.0,)
+    assert Tether(least=0.1).strengths == (0.1, 1.0, 10.0)

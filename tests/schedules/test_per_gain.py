@@ -33,16 +33,17 @@ class Given(schedules.Rule):
 
     name = "given"
 
-    def __init__(self, scores: dict[str, float]) -> None:
+    def __init__(self, scores: dict[str, float], moves: int = 1) -> None:
         self.scores = scores
+        self.moves = moves
 
     def score(self, stage: Stage) -> Scores:
         return {name: self.scores[name] for name in stage.sites}
 
 
-def chosen(scores: dict[str, float]) -> list[str]:
+def chosen(scores: dict[str, float], moves: int = 1) -> list[str]:
     stage = stage_of(block(), [IMAGES])
-    rule = schedules.PerGain(Given(scores))
+    rule = schedules.PerGain(Given(scores, moves))
     return list(rule.act(stage, rule.score(stage)).remove)
 
 
@@ -53,6 +54,25 @@ def test_a_whole_block_goes_where_half_of_it_buys_little() -> None:
 
 def test_a_block_that_decides_far_more_stays() -> None:
     assert "act2" not in chosen({"act0": 0.01, "act1": 0.02, "act2": 1e9})
+
+
+def test_sets_go_until_as_many_sites_have_gone_as_the_rule_says() -> None:
+    scores = {"act0": 1.0, "act1": 0.1, "act2": 0.2}
+    assert chosen(scores, moves=2) == ["act1", "act2"]
+    assert chosen(scores, moves=3) == ["act1", "act2", "act0"]
+    assert chosen(scores, moves=9) == ["act1", "act2", "act0"]
+
+
+def test_easier_takes_the_block_by_gain_and_the_lowest_entropy_without() -> None:
+    removed = {}
+    for per_gain in (False, True):
+        result = schedules.easier(
+            block(), [IMAGES], train=never, evaluate=lambda module: 1.0, rounds=1,
+            per_gain=per_gain, progress=False,
+        )  # fmt: skip
+        removed[per_gain] = set(result.removed)
+        entropies = result.rounds[1].scores
+    assert removed == {False: {min(entropies, key=entropies.__getitem__)}, True: {"act1", "act2"}}
 
 
 def test_where_nothing_is_saved_the_lowest_score_goes() -> None:

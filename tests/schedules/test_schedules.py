@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import pytest
@@ -167,6 +168,39 @@ def test_refitting_brings_the_network_back_to_what_it_computed() -> None:
         dense = mixed()(task.images)
     errors = {name: float((each - dense).square().mean()) for name, each in outputs.items()}
     assert errors["refit"] < 0.5 * errors["identity"]
+
+
+def test_fitted_rows_that_a_batch_norm_reads_keep_their_norm_and_compute_what_was_fitted() -> None:
+    task = Task(count=192)
+    dense, outputs = mixed(), dict[str, Tensor]()
+    result = scheduled(task=task, train=never, drop=1.0, rounds=1, refit=True, include="relu")
+    rows = [
+        each.get_submodule("conv1").weight.detach().flatten(1) for each in (dense, result.model)
+    ]
+    torch.testing.assert_close(*(each.norm(dim=1) for each in rows))
+    assert float((rows[0] - rows[1]).norm()) > 0.1 * float(rows[0].norm())
+    for name, module in (("dense", dense), ("refitted", result.model)):
+        keep = partial(outputs.setdefault, name)
+        module.get_submodule("norm1").register_forward_hook(lambda _, __, y, keep=keep: keep(y))
+        with torch.no_grad():
+            module(task.images)
+    apart = (outputs["dense"] - outputs["refitted"]).square().mean()
+    assert float(apart) < 0.5 * float(outputs["dense"].var())
+
+
+def test_fitted_weights_are_left_out_where_they_lower_the_accuracy() -> None:
+    given: dict[str, Any] = {"train": never, "drop": 1.0, "rounds": 1, "include": "relu#1"}
+    given["task"] = Task(count=192)
+    plain = scheduled(evaluate=accuracies(0.9, 0.5), **given)
+    result = scheduled(evaluate=accuracies(0.9, 0.5, 0.4, 0.5), refit=True, **given)
+    state, expected = result.model.state_dict(), plain.model.state_dict()
+    assert list(state) == list(expected)
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+    said = result.rounds[1].refused["the whole graph"]
+    assert said == "the weights stay, as fitting lowers the accuracy from 0.5 to 0.4"
+    fitted = scheduled(evaluate=accuracies(0.9, 0.5, 0.5, 0.5), refit=True, **given)
+    assert not torch.equal(fitted.model.state_dict()["conv2.weight"], expected["conv2.weight"])
+    assert "the whole graph" not in fitted.rounds[1].refused
 
 
 def test_a_network_that_was_refitted_merges_exactly() -> None:
