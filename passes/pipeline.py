@@ -69,10 +69,15 @@ def finishing(cost: CostModel) -> tuple[Pass, ...]:
     return (FusePadded(cost),)
 
 
+def unfinished(cost: CostModel) -> Pipeline:
+    """Merge all that is exact and pays, but for what merges with nothing else."""
+    load_extensions("passes")
+    return (*CONSTANTS, Repeat((*merging(cost), *_REGISTERED)))
+
+
 def fusion(cost: CostModel) -> Pipeline:
     """Merge all that is exact and pays."""
-    load_extensions("passes")
-    return (*CONSTANTS, Repeat((*merging(cost), *_REGISTERED)), *finishing(cost))
+    return (*unfinished(cost), *finishing(cost))
 
 
 _OWN: Pipeline = (*PREPARE, *CONSTANTS, *merging(FlopsCost()), *finishing(FlopsCost()))

@@ -12,7 +12,7 @@ from fxreduce.operators.cost import CostModel
 from fxreduce.passes.base import Pipeline, run_pipeline
 from fxreduce.passes.crop_kernels import CropKernels, dearer
 from fxreduce.passes.fuse_padded import Pair, match
-from fxreduce.passes.pipeline import fusion
+from fxreduce.passes.pipeline import fusion, unfinished
 
 
 class Crops:
@@ -50,12 +50,12 @@ def merge_before(
     graph_module: GraphModule, cost: CostModel, disable: Collection[str] = ()
 ) -> GraphModule:
     """The graph with all merged that pays, but for what merges with nothing else."""
-    return run_pipeline(graph_module, fusion(cost)[:1], disable=disable).graph_module
+    return run_pipeline(graph_module, unfinished(cost), disable=disable).graph_module
 
 
 def cropping(values: tuple[str, ...], cost: CostModel) -> Pipeline:
     """The passes that merge what is exact, then what `CropKernels` makes of the named values."""
-    return (*fusion(cost)[:1], CropKernels(values)) if values else ()
+    return (*unfinished(cost), CropKernels(values)) if values else ()
 
 
 def merge_cropping(
