@@ -142,9 +142,10 @@ def test_memory_does_not_grow_with_the_number_of_batches(monkeypatch: pytest.Mon
     made = observed(torch.randn(2, 8, 16, 16), moments=True)
     before = live()
     with torch.no_grad():
-        for _ in range(300):
+        for count in range(300):
             made(torch.randn(2, 8, 16, 16))
-            assert live() - before < 2000
+            if count % 50 == 49:  # looking at every object takes longer than a thousand batches
+                assert live() - before < 2000
 
 
 def test_gradients_pass_through_an_observer_as_through_the_rectifier() -> None:
