@@ -17,7 +17,10 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     # Not by tempfile, whose files only their owner may read.
     temporary = path.with_name(f".{path.stem}-{uuid4().hex}{path.suffix}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # of new files here; some libraries make files of their own
         write(temporary)
+        temporary.chmod(mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
