@@ -108,21 +108,23 @@ class Settling:
     def _run(self, removals: Sequence[Sites]) -> Settled:
         kept, rest = list[Sites](), list(removals)
         refusals = list[RefusedRewrite]()
-        for _ in range(_ROUNDS):
+        for _ in range(_ROUNDS if rest else 0):
             count, reason = self._longest(kept, rest)
             kept += rest[:count]
             if reason is None:
                 rest = []
                 break
             refusals.append(_refusal(rest[count], reason))
-            rest = rest[count + 1 :]
+            if not (rest := rest[count + 1 :]):
+                break
         refusals += [_refusal(sites, "removals before it used up the budget") for sites in rest]
         if not kept:
             return Settled((), {}, (), {}, {}, (), tuple(refusals))
         names = tuple(chain.from_iterable(kept))
         best = self._refitted(names)
         if self.judge.after(best.fitted.graph_module) is not None:
-            best = self._refitted(names, sweeps=_SWEEPS)  # which it accepted
+            assert self._accepted is not None
+            names, best = self._accepted  # the last one is the longest
         return _settled(names, best, refusals)
 
     def _longest(self, kept: list[Sites], rest: list[Sites]) -> tuple[int, str | None]:

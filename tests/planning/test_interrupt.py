@@ -14,21 +14,20 @@ from tests.models import Residual, images, seeded
 BATCHES = images(32, 32, 32)
 
 
-def impatient(count: int) -> Callable[[nn.Module], float]:
-    """Accepts what it is asked about `count` times, and is then interrupted."""
-    asked: list[nn.Module] = []
+def impatient(*values: float) -> Callable[[nn.Module], float]:
+    """Says these values, of the original first, and is then interrupted."""
+    left = list(values)
 
     def evaluate(module: nn.Module) -> float:
-        asked.append(module)
-        if len(asked) > count:
+        if not left:
             raise KeyboardInterrupt
-        return 1.0 if len(asked) != 2 or count < 4 else 0.0  # the first trial is refused, or not
+        return left.pop(0)
 
     return evaluate
 
 
-def planned(count: int, **options: object) -> fxreduce.Plan:
-    budget = fxreduce.MaxDrop(0.1, impatient(count))
+def planned(*values: float, **options: object) -> fxreduce.Plan:
+    budget = fxreduce.MaxDrop(0.1, impatient(*values))
     options = {"candidates": "sites"} | options
     analysis = fxreduce.analyze(seeded(Residual), BATCHES, progress=False)
     return analysis.plan(budget=budget, **options)
@@ -36,7 +35,7 @@ def planned(count: int, **options: object) -> fxreduce.Plan:
 
 def test_removals_that_were_accepted_are_in_the_exceptions_plan() -> None:
     with pytest.raises(fxreduce.PlanInterrupted, match="the removals so far: ") as stopped:
-        planned(2, compensate="channel")
+        planned(1.0, 1.0, compensate="channel")
     plan = stopped.value.plan
     assert len(plan.sites) == 1
     assert "interrupted" in plan.stopped
@@ -47,7 +46,7 @@ def test_removals_that_were_accepted_are_in_the_exceptions_plan() -> None:
 
 def test_a_refitted_model_that_was_accepted_is_in_the_exceptions_plan() -> None:
     with pytest.raises(fxreduce.PlanInterrupted) as stopped:
-        planned(4)  # all are refused, half of them accepted, then more are tried
+        planned(1.0, 0.0, 1.0)  # all are too many, half of them are not; then more are tried
     plan = stopped.value.plan
     assert plan.sites
     assert plan.weights
@@ -57,5 +56,5 @@ def test_a_refitted_model_that_was_accepted_is_in_the_exceptions_plan() -> None:
 @pytest.mark.parametrize("compensate", ["identity", "refit"])
 def test_without_anything_accepted_it_is_a_plain_interruption(compensate: str) -> None:
     with pytest.raises(KeyboardInterrupt) as stopped:
-        planned(1, compensate=compensate)
+        planned(1.0, compensate=compensate)
     assert not isinstance(stopped.value, fxreduce.PlanInterrupted)
