@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from fxreduce.dynamo.backend import Backend
-from fxreduce.dynamo.records import Record, find_records
+from fxreduce.dynamo.records import find_records
 from fxreduce.report.compiled import CompiledReport
 
 
@@ -29,13 +29,8 @@ def report_compiled(compiled: object) -> CompiledReport | None:
         weights = {id(each) for each in chain(compiled.parameters(), compiled.buffers())}
         records = find_records(_backend_of(compiled), weights)
     # A graph at other sizes is a graph of its own, of which there may be nothing else to tell.
-    found: list[Record] = []
-    for record in records:
-        if not any(
-            (record.weights, record.report) == (each.weights, each.report) for each in found
-        ):
-            found.append(record)
-    return CompiledReport.of([each.report for each in found]) if found else None
+    found = {(each.weights, each.report): each.report for each in records}
+    return CompiledReport.of(list(found.values())) if found else None
 
 
 def _backend_of(module: nn.Module) -> Backend | None:

@@ -16,7 +16,7 @@ from fxreduce.passes.pipeline import fusion, unfinished
 
 
 class Crops:
-    """Finds the convolutions to crop.
+    """Finds the convolutions to crop, and crops them.
 
     Args:
         original: with all its rectifiers, its values named.
@@ -26,14 +26,25 @@ class Crops:
         self._named = by_value(original)
         self._sites = {site.name: site.node for site in find_sites(original)}
 
-    def between(
+    def cropped(
+        self,
+        graph_module: GraphModule,
+        removed: Collection[str],
+        cost: CostModel,
+        disable: Collection[str] = (),
+    ) -> tuple[tuple[str, ...], GraphModule]:
+        """The values of the convolutions that are cropped, and the graph with these.
+
+        All is merged that is exact and pays, but for what is done at last.
+        """
+        merged = run_pipeline(graph_module, unfinished(cost), disable=disable).graph_module
+        values = self._between(merged, removed, cost)
+        return values, CropKernels(values).run(merged).graph_module
+
+    def _between(
         self, merged: GraphModule, removed: Collection[str], cost: CostModel
     ) -> tuple[str, ...]:
-        """The values of convolutions that pay as one with what a removed site stood behind.
-
-        Args:
-            merged: all merged that is exact and pays, but for what is done at last.
-        """
+        """The values of convolutions that pay as one with what a removed site stood behind."""
         nodes = {self._sites[name] for name in removed}
         found = []
         for node in merged.graph.nodes:
@@ -44,13 +55,6 @@ class Crops:
             if crosses(self._named[value], start, nodes) and not dearer(pair, cost):
                 found.append(value)
         return tuple(found)
-
-
-def merge_before(
-    graph_module: GraphModule, cost: CostModel, disable: Collection[str] = ()
-) -> GraphModule:
-    """The graph with all merged that pays, but for what merges with nothing else."""
-    return run_pipeline(graph_module, unfinished(cost), disable=disable).graph_module
 
 
 def cropping(values: tuple[str, ...], cost: CostModel) -> Pipeline:
@@ -67,7 +71,5 @@ def merge_cropping(
 ) -> GraphModule:
     """The graph with all merged that pays, approximately too where there are `crops`."""
     if crops is not None:
-        merged = merge_before(graph_module, cost, disable)
-        values = crops.between(merged, removed, cost)
-        graph_module = CropKernels(values).run(merged).graph_module
+        _, graph_module = crops.cropped(graph_module, removed, cost, disable)
     return run_pipeline(graph_module, fusion(cost), disable=disable).graph_module

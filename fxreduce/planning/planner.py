@@ -118,11 +118,11 @@ class Options:
         approximate = self.by_region and self.compensate == "refit" and not self.exact
         return Crops(prepared) if approximate else None
 
-    def order(self, prepared: GraphModule) -> Order:
+    def order(self, prepared: GraphModule, crops: Crops | None) -> Order:
         """The order of removals from a graph, whose nodes know their shapes."""
         if not self.by_region:
             return BySite()
-        return ByRegion(Gains(prepared, self.cost, self.disable, self.crops(prepared)))
+        return ByRegion(Gains(prepared, self.cost, self.disable, crops))
 
 
 def require_compensation(name: str, known: Sequence[str] = COMPENSATIONS) -> None:
@@ -198,6 +198,7 @@ class _Search:
     calibration: Calibration
     options: Options
     judge: Judge
+    crops: Crops | None
     order: Order
     names: list[str]
     candidates: list[str]
@@ -232,8 +233,9 @@ class _Search:
                 lambda module: speedup(prepared, module, options.cost, example, options.disable),
             )
         )
-        order = options.order(prepared)
-        return cls(prepared, prepared, calibration, options, judge, order, names, candidates)
+        crops = options.crops(prepared)
+        order = options.order(prepared, crops)
+        return cls(prepared, prepared, calibration, options, judge, crops, order, names, candidates)
 
     def run(self) -> str:
         """Remove sites until something ends it; returns what did."""
@@ -285,7 +287,7 @@ class _Search:
             self.judge,
             options.disable,
             options.verify,
-            options.crops(self.prepared),
+            self.crops,
         )
         settled = settling.run(self.removals)
         self.refusals.extend(settled.refusals)

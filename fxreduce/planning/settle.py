@@ -10,7 +10,7 @@ cannot be folded, and biases that padding cuts off; so they are left out where t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -22,10 +22,9 @@ from fxreduce.graph.recorder import RefusedRewrite
 from fxreduce.graph.values import VALUE, by_value
 from fxreduce.operators.affine import ScaleShift
 from fxreduce.operators.cost import CostModel
-from fxreduce.passes.base import run_pipeline
 from fxreduce.passes.linearise import Linearise
 from fxreduce.planning.budgets import Judge
-from fxreduce.planning.crop import Crops, cropping, merge_before
+from fxreduce.planning.crop import Crops
 from fxreduce.planning.example import Example
 from fxreduce.planning.execute import merge
 from fxreduce.planning.gain import Sites
@@ -156,19 +155,21 @@ class Settling:
         with_maps = self._merged(Linearise(tuple(sites), maps).run(self.prepared).graph_module)
         error = output_error(self.prepared, with_maps.merged, self.calibration)
         plain = Linearise(tuple(sites)).run(self.prepared).graph_module
-        cropped = self._cropped(plain, sites)
-        for values in dict.fromkeys((cropped, ())):
-            passes = cropping(values, self.cost)
-            start = run_pipeline(plain, passes, disable=self.disable).graph_module
+        for values, start in self._starts(plain, sites):
             fitted = self._fitted(self._merged(start), error, sweeps)
             if fitted.weights:
                 return _Form({}, _places(values, start, fitted), fitted)
         return _Form(maps, {}, self._fitted(with_maps, error, sweeps))
 
-    def _cropped(self, plain: GraphModule, sites: Sequence[str]) -> tuple[str, ...]:
-        if self.crops is None:
-            return ()
-        return self.crops.between(merge_before(plain, self.cost, self.disable), sites, self.cost)
+    def _starts(
+        self, plain: GraphModule, sites: Sequence[str]
+    ) -> Iterator[tuple[tuple[str, ...], GraphModule]]:
+        """What fitting may start from, the cheaper first, with the values cropped in it."""
+        if self.crops is not None:
+            values, cropped = self.crops.cropped(plain, sites, self.cost, self.disable)
+            if values:
+                yield values, cropped
+        yield (), plain
 
     def _merged(self, unmerged: GraphModule) -> _Merged:
         example = self.example

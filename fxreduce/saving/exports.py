@@ -14,6 +14,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from fxreduce.calibration.batches import device_of
 from fxreduce.errors import EquivalenceError, UnsupportedError, first_line, missing_extra
 from fxreduce.files import write_atomically
 from fxreduce.graph.compare import difference, model_dtype, tolerance
@@ -93,7 +94,7 @@ def write_onnx(reduced: GraphModule, path: Path, given: Batch) -> None:
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         _library(package)
-    program, two = _program(reduced, given), given.sized(2, _device(reduced))
+    program, two = _program(reduced, given), given.sized(2, device_of(reduced))
     try:
         # The shapes once more, for the name of the batch's axis.
         shapes = two.dynamic(reduced)
@@ -130,7 +131,7 @@ EXPORTS: dict[str, Callable[[GraphModule, Path, Batch], None]] = {
 
 def _program(reduced: GraphModule, given: Batch) -> ExportedProgram:
     # torch.export takes batch sizes 0 and 1 for constants: the example has two samples.
-    two = given.sized(2, _device(reduced))
+    two = given.sized(2, device_of(reduced))
     try:
         shapes = two.dynamic(reduced)
         return torch.export.export(reduced, two.args, two.kwargs, dynamic_shapes=shapes)
@@ -144,7 +145,7 @@ def _program(reduced: GraphModule, given: Batch) -> ExportedProgram:
 def _compare(reduced: GraphModule, run: Callable[[Batch], Any], given: Batch, by: str) -> None:
     allowed = tolerance(model_dtype(reduced))
     for size in _SIZES:
-        each = given.sized(size, _device(reduced))
+        each = given.sized(size, device_of(reduced))
         with torch.no_grad():
             expected, seen = reduced(*each.args, **each.kwargs), run(each)
         leaves = [[v.cpu() for v in pytree.tree_leaves(o)] for o in (expected, seen)]
@@ -154,11 +155,6 @@ def _compare(reduced: GraphModule, run: Callable[[Batch], Any], given: Batch, by
                 f"{apart:.3g} relative for a batch of {size}, {allowed:.3g} is allowed. {_INSTEAD} "
                 "and report the model"
             )
-
-
-def _device(module: nn.Module) -> torch.device | None:
-    tensor = next(module.parameters(), None)
-    return None if tensor is None else tensor.device
 
 
 def _library(name: str) -> Any:

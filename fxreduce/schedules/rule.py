@@ -16,6 +16,7 @@ Its settings are the fields of a dataclass, so that a checkpoint can tell that t
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -150,7 +151,7 @@ class Stage:
         self._train(module)
 
 
-class Rule:
+class Rule(ABC):
     """A method. Override `score`; the rest as far as it differs.
 
     Attributes:
@@ -166,12 +167,12 @@ class Rule:
         """Whether the sites are watched on the forwards of training, see `Stage.watched`."""
         return False
 
+    @abstractmethod
     def score(self, stage: Stage) -> Scores:
         """A number for each site that the rule judges; the lowest goes first.
 
         Sites that it leaves out stay.
         """
-        raise NotImplementedError
 
     def act(self, stage: Stage, scores: Scores) -> Action:  # noqa: ARG002
         """What goes in this round: by default so many of the lowest scores."""

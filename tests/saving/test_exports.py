@@ -11,33 +11,21 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision import models
 
 import fxreduce
 from fxreduce.saving import exports
-from tests.models import Residual, Small, images, seeded
+from tests.models import Small, images, seeded
+from tests.saving.cases import case, cases
 from tests.saving.reduced import Reduced
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX is an extra")
-timm = pytest.importorskip("timm", reason="the zoo's models are an extra")
-MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "small": (Small, (2, 3, 8, 8)),
-    "residual": (Residual, (2, 3, 8, 8)),
-    "resnet18": (models.resnet18, (2, 3, 32, 32)),
-    "mobilenet_v2": (models.mobilenet_v2, (2, 3, 32, 32)),
-    "swin_t": (models.swin_t, (1, 3, 32, 32)),
-    "vit_tiny": (lambda: timm.create_model("vit_tiny_patch16_224", img_size=32), (2, 3, 32, 32)),
-}
+NAMES = ("small", "residual", "resnet18", "mobilenet_v2", "swin_t", "vit_tiny")
 QUICK = ("small", "residual")
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.zoo) for name in MODELS],
-)
+@pytest.fixture(scope="module", params=cases(NAMES, QUICK))
 def reduced(request: pytest.FixtureRequest) -> Reduced:
-    make, shape = MODELS[request.param]
-    return Reduced.of(make, *shape)
+    return case(request.param)
 
 
 def session_of(path: Path) -> Callable[[Tensor], Tensor]:
