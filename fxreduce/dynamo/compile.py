@@ -57,20 +57,21 @@ def compile_merged(
     merging = source.merging(removal, values)
     merged = merging.run(values)
     record = Record(source.backend, values, merged.report)
-    if not merged.modified:
-        return Untouched(inner.compile(graph_module, inputs), record)
     lifted = merged.lifted
-    before, after = (len(each.graph.nodes) for each in (graph_module, lifted.graph_module))
-    log.info("a graph is merged: %d nodes become %d", before, after)
+    if merged.modified:
+        before, after = (len(each.graph.nodes) for each in (graph_module, lifted.graph_module))
+        log.info("a graph is merged: %d nodes become %d", before, after)
     for refusal in merged.report.refusals:
         log.debug("left undone: %s (%s): %s", refusal.where, refusal.rewrite, refusal.reason)
-    if freeze:
+    if freeze:  # whether anything is merged or not, so that the promise is kept everywhere
         # Which the graph overwrites are no weights, but inputs like others.
         weights = source.template.weights
         baked = bake(lifted, {w.index: value for w, value in zip(weights, values, strict=True)})
         run = _compile(baked, inputs, inner.for_constants())
         state, numbers = source.state(values), source.numbers
         return Frozen(run, take(baked.inputs), weights, numbers, state, record)
+    if not merged.modified:
+        return Untouched(inner.compile(graph_module, inputs), record)
     variants = Variants(inner)
     folding, folds = source.folding(merging, variants)
     folds.put(values, variants.add(lifted, _compile(lifted, inputs, inner), record))
