@@ -40,12 +40,12 @@ def compile_and_compare(name: str, settings: Settings, known: Input | None = Non
             record[f"{part}_error"], report = _compared(examined, chosen, fxreduce.backend(INNER))
         except Exception as error:
             if (reason := _stock_fails(examined, chosen)) is not None:
-                return record | {"status": "excluded", "reason": f"{part}: {reason}"}
-            said = f"{part}: {type(error).__name__}: {first_line(error)[:400]}"
-            return record | {"status": "wrong", "reason": said}
+                reason = f"{part}: {INNER} alone: {reason}"
+                return record | {"status": "excluded", "reason": reason}
+            return record | {"status": "wrong", "reason": f"{part}: {_said(error)}"}
         key = "operators" if part == "fused" else part
         record[key] = [report.operators_before, report.operators_after]
-        record[f"{part}_graphs"] = len(report.graphs)
+        record[f"{part}_graphs"], record[f"{part}_sites"] = len(report.graphs), len(report.sites)
     return record | {"status": "equal"}
 
 
@@ -107,5 +107,11 @@ def _stock_fails(model: nn.Module, chosen: Input) -> str | None:
     try:
         _compared(model, chosen, INNER)
     except Exception as error:
-        return f"{INNER} alone: {type(error).__name__}: {first_line(error)[:400]}"
+        return _said(error)
     return None
+
+
+def _said(error: Exception) -> str:
+    """What an error says, or what it wraps, as torch.compile does with those of backends."""
+    cause = getattr(error, "inner_exception", error)
+    return f"{type(cause).__name__}: {first_line(cause)[:400]}"
