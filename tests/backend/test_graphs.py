@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor import config
 from torch.fx import Graph, GraphModule
 
 import fxreduce
@@ -253,5 +254,24 @@ def test_a_compiled_model_inside_a_compiled_function_is_one_graph(inner: Inner) 
     for _ in range(2):
         assert_close(model(x) * 2, twice(x))
         model.head.weight.mul_(1.5)
+    assert inner.compilations == 1
+    assert inner.calls()["batch_norm"] == 0
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_weights_that_the_graph_holds_are_merged_as_well(freeze: bool, inner: Inner) -> None:
+    """With inductor's freezing torch.compile makes them attributes, whatever the backend."""
+    model, x = network(), image()
+    with config.patch(freezing=True), torch.backends.mkldnn.flags(enabled=False):
+        compiled = torch.compile(model, backend=fxreduce.backend(inner, freeze=freeze))
+        for _ in range(2):
+            assert_close(model(x), compiled(x))
+        assert fxreduce.report(compiled).parameters.keys() == dict(model.named_parameters()).keys()
+        model.blocks[1].conv.weight.mul_(2)
+        if freeze:
+            with pytest.raises(fxreduce.WeightsChangedError, match=r"blocks\.1\.conv\.weight"):
+                compiled(x)
+        else:
+            assert_close(model(x), compiled(x))
     assert inner.compilations == 1
     assert inner.calls()["batch_norm"] == 0
