@@ -65,9 +65,10 @@ def backend(
             `(graph_module, example_inputs) -> callable`.
         cost: which exact merges pay, see `fxreduce.fuse`.
         disable: names of passes to skip.
-        freeze: make the weights constants of the compiled graph, which inductor then prepares for
-            its kernels; calls raise WeightsChangedError when one is another tensor or has been
-            written.
+        freeze: make the weights constants of the compiled graph, whether it is merged or not, which
+            inductor then prepares for its kernels; calls raise WeightsChangedError when one is
+            another tensor or has been written. Graphs that are compiled as they are, with gradients
+            or under autocast, are not frozen.
         by_value: compare weights with copies at every call: slower, and twice their memory.
         mode, options: of the inner backend.
         calibrate: how many calls to observe before a plan is made.
@@ -132,7 +133,8 @@ def pre_grad_pass(
     that it does so all the same.
 
     Args:
-        cost, disable: see `fxreduce.fuse`; padded convolutions behind padded ones stay apart.
+        cost, disable: see `fxreduce.fuse`; where sizes are dynamic, padded convolutions behind
+            padded ones stay apart.
 
     Raises:
         UnsupportedError: the cost model or a pass is not known.

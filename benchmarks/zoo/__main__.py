@@ -3,6 +3,7 @@
 python -m benchmarks.zoo run [GLOB ...]       examine; a second run goes on where one stopped
 python -m benchmarks.zoo compare              exit 1 where the results differ from the table
 python -m benchmarks.zoo pin                  take the results into the table
+python -m benchmarks.zoo compile [GLOB ...]   call them behind torch.compile; goes on likewise
 """
 
 from __future__ import annotations
@@ -14,18 +15,22 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.zoo.architectures import names
-from benchmarks.zoo.examine import LARGEST, Record, Settings
+from benchmarks.zoo.compiled import compile_and_compare
+from benchmarks.zoo.examine import LARGEST, Record, Settings, examine
 from benchmarks.zoo.pinned import differences, inputs, load, pin, quick, summary
-from benchmarks.zoo.sweep import Limits, read_results, sweep
+from benchmarks.zoo.sweep import Examination, Limits, read_results, sweep
 
 RESULTS = Path(__file__).with_name("results.jsonl")
+COMPILED = Path(__file__).with_name("results-compiled.jsonl")
 
 
 def main() -> int:
     arguments = _parser().parse_args()
     table = load()
-    if arguments.command == "run":
-        return _run(arguments, table)
+    compiles = arguments.command == "compile"
+    arguments.results = arguments.results or (COMPILED if compiles else RESULTS)
+    if compiles or arguments.command == "run":
+        return _run(arguments, table, compile_and_compare if compiles else examine)
     results = read_results(arguments.results)
     if arguments.command == "pin":
         print(summary(pin(results)))
@@ -37,7 +42,7 @@ def main() -> int:
     return 1 if found or wrong else 0
 
 
-def _run(arguments: argparse.Namespace, table: dict[str, Record]) -> int:
+def _run(arguments: argparse.Namespace, table: dict[str, Record], examination: Examination) -> int:
     chosen = quick(table) if arguments.quick else names()
     if arguments.globs:
         chosen = [n for n in chosen if any(fnmatchcase(n, glob) for glob in arguments.globs)]
@@ -48,6 +53,7 @@ def _run(arguments: argparse.Namespace, table: dict[str, Record]) -> int:
         chosen,
         arguments.results,
         Settings(arguments.largest, arguments.float64, tuple(arguments.parts)),
+        examination=examination,
         limits=Limits(arguments.memory, arguments.seconds),
         jobs=arguments.jobs,
         known=inputs(table),
@@ -72,9 +78,9 @@ def _tell(places: dict[str, int], name: str, record: Record) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("command", choices=("run", "compare", "pin"))
+    parser.add_argument("command", choices=("run", "compare", "pin", "compile"))
     parser.add_argument("globs", nargs="*", metavar="GLOB", help="names to run, as 'timm:vit_*'")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="where the records are kept")
     parser.add_argument("--quick", action="store_true", help="one small variant of each family")
     parser.add_argument("--float64", action="store_true", help="compare in float64, to 1e-9")
     parser.add_argument(

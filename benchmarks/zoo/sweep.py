@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.zoo.architectures import Input
-from benchmarks.zoo.examine import Record, Settings, examine
+from benchmarks.zoo.examine import Record, Settings
 from fxreduce.errors import first_line
 
+Examination = Callable[[str, Settings, Input | None], Record]
 _LOOK = 0.5  # seconds between two looks at the memory of the processes
 
 
@@ -39,6 +40,7 @@ def sweep(
     results: Path,
     settings: Settings,
     *,
+    examination: Examination,
     limits: Limits,
     jobs: int,
     known: dict[str, Input],
@@ -56,7 +58,8 @@ def sweep(
                 name = waiting.pop()
                 reader, writer = context.Pipe(duplex=False)
                 process = context.Process(
-                    target=_work, args=(writer, name, settings, known.get(name), limits)
+                    target=_work,
+                    args=(writer, examination, name, settings, known.get(name), limits),
                 )
                 process.start()
                 writer.close()
@@ -90,11 +93,16 @@ def read_results(path: Path) -> dict[str, Record]:
 
 
 def _work(
-    writer: Connection, name: str, settings: Settings, known: Input | None, limits: Limits
+    writer: Connection,
+    examination: Examination,
+    name: str,
+    settings: Settings,
+    known: Input | None,
+    limits: Limits,
 ) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (limits.seconds, limits.seconds + 5))
     try:
-        record = examine(name, settings, known)
+        record = examination(name, settings, known)
     except Exception as error:
         record = {
             "status": "failed",

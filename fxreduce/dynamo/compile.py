@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 
 from fxreduce.dynamo.compiled import Frozen, Untouched
 from fxreduce.dynamo.folds import Tensors
+from fxreduce.dynamo.held import Held, weights_as_inputs
 from fxreduce.dynamo.inner import Inner, Run
 from fxreduce.dynamo.lift import Lifted, bake
 from fxreduce.dynamo.profile import Profiled
@@ -25,6 +26,25 @@ log = logging.getLogger("fxreduce")
 
 
 def compile_merged(
+    graph_module: GraphModule, inputs: Sequence[Any], *, inner: Inner, **how: Any
+) -> Run:
+    """A callable that computes what the graph does, merged where that is exact and pays.
+
+    Args:
+        graph_module, inputs: as torch.compile gives them; they stay as they are.
+        inner: compiles what the graph becomes.
+        how: see `_merged` and `Source`.
+    """
+    lifted, held = weights_as_inputs(graph_module)
+    run = _merged(lifted, (*inputs, *held), inner=inner, **how)
+    if isinstance(run, Record):
+        return Untouched(inner.compile(graph_module, inputs), run)
+    if run is None:
+        return inner.compile(graph_module, inputs)
+    return Held(run, held) if held else run
+
+
+def _merged(
     graph_module: GraphModule,
     inputs: Sequence[Any],
     *,
@@ -32,11 +52,11 @@ def compile_merged(
     profile: Profile | None,
     freeze: bool,
     **how: Any,
-) -> Run:
-    """A callable that computes what the graph does, merged where that is exact and pays.
+) -> Run | Record | None:
+    """What runs the merged graph; the record of one that stays as it is; None without weights.
 
     Args:
-        graph_module, inputs: as torch.compile gives them; they stay as they are.
+        graph_module, inputs: the graph with its weights as inputs.
         removal: removes rectifiers before.
         profile: decides which to remove, once the graph has been observed.
         freeze: whether the weights become constants.
@@ -45,32 +65,32 @@ def compile_merged(
     source = Source.of(graph_module, inputs, **how)
     inner = source.inner
     if not source.template.weights:
-        return inner.compile(graph_module, inputs)
+        return None
     values: Tensors = source.take_weights(inputs)
     reason = _obstacle(graph_module, inputs)
     if reason is not None:
         log.info("a graph is compiled unmerged: %s", reason)
-        record = source.untouched(values, refused=reason)
-        return Untouched(inner.compile(graph_module, inputs), record)
+        return source.untouched(values, refused=reason)
     if profile is not None and source.has_sites:
         return Profiled(source, profile)
     merging = source.merging(removal, values)
     merged = merging.run(values)
     record = Record(source.backend, values, merged.report)
-    if not merged.modified:
-        return Untouched(inner.compile(graph_module, inputs), record)
     lifted = merged.lifted
-    before, after = (len(each.graph.nodes) for each in (graph_module, lifted.graph_module))
-    log.info("a graph is merged: %d nodes become %d", before, after)
+    if merged.modified:
+        before, after = (len(each.graph.nodes) for each in (graph_module, lifted.graph_module))
+        log.info("a graph is merged: %d nodes become %d", before, after)
     for refusal in merged.report.refusals:
         log.debug("left undone: %s (%s): %s", refusal.where, refusal.rewrite, refusal.reason)
-    if freeze:
+    if freeze:  # whether anything is merged or not, so that the promise is kept everywhere
         # Which the graph overwrites are no weights, but inputs like others.
         weights = source.template.weights
         baked = bake(lifted, {w.index: value for w, value in zip(weights, values, strict=True)})
         run = _compile(baked, inputs, inner.for_constants())
         state, numbers = source.state(values), source.numbers
         return Frozen(run, take(baked.inputs), weights, numbers, state, record)
+    if not merged.modified:
+        return record
     variants = Variants(inner)
     folding, folds = source.folding(merging, variants)
     folds.put(values, variants.add(lifted, _compile(lifted, inputs, inner), record))

@@ -10,6 +10,7 @@ from torch import nn
 from fxreduce.dynamo.backend import Backend
 from fxreduce.dynamo.records import find_records
 from fxreduce.report.compiled import CompiledReport
+from fxreduce.report.report import undrawn
 
 
 def report_compiled(compiled: object) -> CompiledReport | None:
@@ -29,7 +30,7 @@ def report_compiled(compiled: object) -> CompiledReport | None:
         weights = {id(each) for each in chain(compiled.parameters(), compiled.buffers())}
         records = find_records(_backend_of(compiled), weights)
     # A graph at other sizes is a graph of its own, of which there may be nothing else to tell.
-    found = {(each.weights, each.report): each.report for each in records}
+    found = {(each.weights, undrawn(each.report)): each.report for each in records}
     return CompiledReport.of(list(found.values())) if found else None
 
 

@@ -17,6 +17,7 @@ from fxreduce.dynamo.reduction import Reduction, Removal
 from fxreduce.dynamo.template import Template
 from fxreduce.graph.count import count_affine
 from fxreduce.graph.nodes import label
+from fxreduce.graph.origins import parameter_map
 from fxreduce.graph.recorder import RefusedRewrite
 from fxreduce.graph.rectifiers import find_sites
 from fxreduce.graph.values import name_values
@@ -25,6 +26,7 @@ from fxreduce.operators.cost import CostModel
 from fxreduce.passes.base import PassResult, run_pipeline
 from fxreduce.passes.fuse_padded import FusePadded, Pair, match
 from fxreduce.passes.pipeline import CONSTANTS, PREPARE, fusion
+from fxreduce.report.graph_view import graph_view
 from fxreduce.report.report import Report, SiteRow
 
 # It leaves slices that depend on sizes, and no list of functions for all of these.
@@ -163,6 +165,9 @@ def report(bound: GraphModule, reduced: PassResult) -> Report:
         macs_before=before.multiply_adds,
         macs_after=after.multiply_adds,
         max_error=None,
+        graph_before=graph_view(bound),
+        graph_after=graph_view(reduced.graph_module),
+        parameters=parameter_map(bound, reduced.graph_module),
     )
 
 

@@ -15,6 +15,7 @@ from torch._subclasses import FakeTensor
 from torch.fx import Graph, GraphModule, Node
 
 from fxreduce.dynamo.merge import SIZED
+from fxreduce.dynamo.template import is_sized
 from fxreduce.graph.nodes import SHAPE, attribute
 from fxreduce.graph.setting import example_size
 from fxreduce.operators.cost import CostModel
@@ -48,8 +49,9 @@ class PreGradPass:
             copied = GraphModule(owner, deepcopy(graph))
             for mine, node in zip(copied.graph.nodes, graph.nodes, strict=True):
                 _describe(mine, node.meta.get("example_value"))
-            pipeline, disable = (*PREPARE, *fusion(self.cost)), {*self.disable, *SIZED}
-            merged = run_pipeline(copied, pipeline, disable=disable)
+            sized = all(map(is_sized, graph.nodes))
+            disable = self.disable if sized else self.disable | SIZED
+            merged = run_pipeline(copied, (*PREPARE, *fusion(self.cost)), disable=disable)
         if merged.modified:
             _replace(owner, merged.graph_module)
         log.info("the pre-grad pass: %d nodes become %d", before, len(owner.graph.nodes))

@@ -68,7 +68,7 @@ class Template:
             for node in graph_module.graph.nodes
             if node.op in ("get_attr", "call_module")
         }
-        sized = all(map(_is_sized, graph_module.graph.nodes))
+        sized = all(map(is_sized, graph_module.graph.nodes))
         return cls(graph, tuple(weights), inputs, attributes, sized)
 
     def bind(self, values: Sequence[Tensor]) -> GraphModule:
@@ -78,9 +78,12 @@ class Template:
         return GraphModule({**self.attributes, **named}, deepcopy(self.graph))
 
 
-def _is_sized(node: Node) -> bool:
-    """Whether torch.compile guards every size of the node's value but the first."""
-    value = node.meta.get("example_value")
+def is_sized(node: Node) -> bool:
+    """Whether every size of the node's value but the first is the same at every call.
+
+    torch.compile guards such sizes, torch.export checks them.
+    """
+    value = node.meta.get("example_value", node.meta.get("val"))
     return not isinstance(value, Tensor) or all(type(each) is int for each in value.shape[1:])
 
 

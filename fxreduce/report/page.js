@@ -1,10 +1,10 @@
 // Zooming the graphs, and showing what a merged operator was before. Without it all is still there.
 "use strict";
-(() => {
-  const views = [...document.querySelectorAll(".scroll")];
+for (const section of document.querySelectorAll("section")) (() => {
+  const views = [...section.querySelectorAll(".scroll")];
   if (views.length !== 2) return;
   const [before, after] = views;
-  const said = document.querySelector(".tools output");
+  const said = section.querySelector(".tools output");
   const merged = [...after.querySelectorAll("[data-from]")];
   const sizes = new Map();
   let chosen = -1;
@@ -33,7 +33,7 @@
     view.scrollLeft += box.left - frame.left - (frame.width - box.width) / 2;
   };
   const choose = (number) => {
-    for (const node of document.querySelectorAll(".chosen")) node.classList.remove("chosen");
+    for (const node of section.querySelectorAll(".chosen")) node.classList.remove("chosen");
     if (!merged.length) { said.textContent = "nothing was merged"; return; }
     chosen = (number + merged.length) % merged.length;
     const node = merged[chosen], labels = new Set(node.dataset.from.split(" "));
@@ -56,7 +56,7 @@
     else views.forEach(actions[name]);
   };
   const keys = { "+": "in", "=": "in", "-": "out", 1: "one", 0: "fit", n: "next", p: "previous" };
-  for (const button of document.querySelectorAll("[data-zoom]")) {
+  for (const button of section.querySelectorAll("[data-zoom]")) {
     button.addEventListener("click", () => act(button.dataset.zoom));
   }
   for (const view of views) {

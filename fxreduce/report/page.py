@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -30,7 +30,7 @@ def page(report: Report) -> str:
     sections = (
         ("Sites", _sites(report), bool(report.sites)),
         ("Frontier of the run", _frontier(report), bool(report.trials)),
-        ("Graph", _graphs(report), bool(report.graph_before.nodes)),
+        *_parts(report),
         ("Merged operators", _merged(report), bool(report.merged)),
         ("Left undone", _refusals(report), bool(report.refusals)),
         ("Decisions", _list(report.decisions), bool(report.decisions)),
@@ -126,6 +126,17 @@ def _frontier(report: Report) -> str:
     return f'<p class="note">● accepted, ✕ refused by the budget</p><div class="row">{charts}</div>'
 
 
+def _parts(report: Report) -> Iterator[tuple[str, str, bool]]:
+    """A section for each graph; those of a compiled model are several, with a figure each."""
+    drawn = [each for each in report.parts if each.graph_before.nodes]
+    for number, each in enumerate(drawn, 1):
+        if len(drawn) == 1:
+            yield "Graph", _graphs(each), True
+        else:
+            told = f'<p class="note">{escape(each.summary())}</p>'
+            yield f"Graph {number}", told + _graphs(each), True
+
+
 def _graphs(report: Report) -> str:
     before, after = report.graph_before, report.graph_after
     what = fates(before, report.removed, after)
@@ -162,7 +173,8 @@ def _merged(report: Report) -> str:
             f"<td>{escape(node.text)}",
             f"<td>{_codes(node.origins)}",
         ]
-        for node in report.graph_after.nodes
+        for part in report.parts
+        for node in part.graph_after.nodes
         if node.origins
     ]
     return _table(["operator", "is now", "in the place of"], rows, "Merged operators")

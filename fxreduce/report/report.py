@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from html import escape
+from typing import Any
 
 from fxreduce.graph.recorder import RefusedRewrite
 from fxreduce.report.graph_view import NOTHING, GraphView
@@ -93,9 +94,15 @@ class Report:
     parameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False, hash=False)
 
     @property
+    def parts(self) -> tuple[Report, ...]:
+        """The reports of the graphs: here of one, this very one."""
+        return (self,)
+
+    @property
     def merged(self) -> Mapping[str, tuple[str, ...]]:
         """The operators that merging made, by name, each with the names of what is merged in it."""
-        return {node.label: node.origins for node in self.graph_after.nodes if node.origins}
+        nodes = (node for part in self.parts for node in part.graph_after.nodes)
+        return {node.label: node.origins for node in nodes if node.origins}
 
     def to_json(self) -> str:
         """The report as JSON, without the graphs; `schema` numbers the layout.
@@ -103,9 +110,12 @@ class Report:
         The page "JSON output" of the documentation describes it. Fields may be added under one
         number; a field that changes or goes raises it.
         """
-        content = asdict(replace(self, graph_before=NOTHING, graph_after=NOTHING))
+        return json.dumps({"schema": SCHEMA, **self._content()}, indent=2)
+
+    def _content(self) -> dict[str, Any]:
+        content = asdict(undrawn(self))
         del content["graph_before"], content["graph_after"]
-        return json.dumps({"schema": SCHEMA, **content, "merged": dict(self.merged)}, indent=2)
+        return {**content, "merged": dict(self.merged)}
 
     def to_html(self) -> str:
         """The report as one HTML page that needs nothing else, with charts and both graphs.
@@ -155,6 +165,11 @@ class Report:
         if self.max_error is not None:
             figures.append(f"merged equals unmerged to {self.max_error:.1e}")
         return ", ".join(figures) + f" (captured by {self.rung})"
+
+
+def undrawn(report: Report) -> Report:
+    """The report without what is drawn of the graphs."""
+    return replace(report, graph_before=NOTHING, graph_after=NOTHING)
 
 
 def report_of(graph_module: object) -> Report | None:

@@ -79,5 +79,17 @@ def image(batch: int = 2, size: int = 6) -> Tensor:
     return torch.rand(batch, SIZE, size, size, dtype=torch.float64)
 
 
+def stem() -> nn.Module:
+    """A padded convolution behind a padded one, which merge where sizes are known."""
+    return randomised(
+        nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1))
+    )
+
+
+def photo(batch: int = 2, *, high: int = 40, wide: int = 56) -> Tensor:
+    """An input of a stem, large enough for merging to pay."""
+    return torch.randn(batch, 3, high, wide, dtype=torch.float64)
+
+
 def norms(model: nn.Module) -> Iterator[nn.BatchNorm2d]:
     return (each for each in model.modules() if isinstance(each, nn.BatchNorm2d))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor import config
 from torch.fx import Graph, GraphModule
 
 import fxreduce
@@ -50,7 +51,7 @@ def test_sizes_may_change_as_often_as_without_fxreduce(
     merged = inner.compilations
     assert all(calls(graph)["batch_norm"] == 0 for graph in inner.graphs)
     torch._dynamo.reset()
-    assert merged <= Stock(inner.name).compilations(network(), inputs, dynamic=dynamic)
+    assert merged == Stock(inner.name).compilations(network(), inputs, dynamic=dynamic)
 
 
 def test_the_log_says_what_was_merged_and_what_was_not(caplog: pytest.LogCaptureFixture) -> None:
@@ -253,5 +254,24 @@ def test_a_compiled_model_inside_a_compiled_function_is_one_graph(inner: Inner) 
     for _ in range(2):
         assert_close(model(x) * 2, twice(x))
         model.head.weight.mul_(1.5)
+    assert inner.compilations == 1
+    assert inner.calls()["batch_norm"] == 0
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_weights_that_the_graph_holds_are_merged_as_well(freeze: bool, inner: Inner) -> None:
+    """With inductor's freezing torch.compile makes them attributes, whatever the backend."""
+    model, x = network(), image()
+    with config.patch(freezing=True), torch.backends.mkldnn.flags(enabled=False):
+        compiled = torch.compile(model, backend=fxreduce.backend(inner, freeze=freeze))
+        for _ in range(2):
+            assert_close(model(x), compiled(x))
+        assert fxreduce.report(compiled).parameters.keys() == dict(model.named_parameters()).keys()
+        model.blocks[1].conv.weight.mul_(2)
+        if freeze:
+            with pytest.raises(fxreduce.WeightsChangedError, match=r"blocks\.1\.conv\.weight"):
+                compiled(x)
+        else:
+            assert_close(model(x), compiled(x))
     assert inner.compilations == 1
     assert inner.calls()["batch_norm"] == 0

@@ -14,7 +14,7 @@ from torch._inductor import config
 from torch.fx import Graph, GraphModule
 
 import fxreduce
-from tests.backend.compiling import Inner, calls, image, network
+from tests.backend.compiling import Inner, calls, image, network, photo, stem
 from tests.checks import assert_close
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -38,6 +38,10 @@ def noting(seen: list[GraphModule]) -> Callable[[Graph], None]:
 
 def merged_calls(graph_module: GraphModule) -> dict[str, int]:
     return {name.rstrip("_"): count for name, count in calls(graph_module).items()}
+
+
+def class_name(module: nn.Module) -> str:
+    return type(module).__name__
 
 
 def test_a_graph_that_holds_its_weights_is_merged_in_place() -> None:
@@ -107,6 +111,28 @@ def test_inductor_runs_it_where_it_freezes_weights() -> None:
             assert_close(model(x), compiled(x), 1e-5)
     (graph_module,) = seen
     assert merged_calls(graph_module) == MERGED
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_padded_convolutions_merge_where_sizes_are_the_same_at_every_call(sized: bool) -> None:
+    model, x = stem(), photo()
+    any_batch, any_height = torch.export.Dim("batch"), torch.export.Dim("height", min=8)
+    dynamic = {0: any_batch} if sized else {0: any_batch, 2: any_height}
+    program = torch.export.export(model, (x,), dynamic_shapes=(dynamic,)).module()
+    fxreduce.pre_grad_pass()(program.graph)
+    program.recompile()
+    assert ("BorderCorrectedConv" in map(class_name, program.modules())) is sized
+    for other in (x, photo(3), x if sized else photo(high=41)):
+        assert_close(model(other), program(other))
+
+
+def test_inductor_compiles_padded_convolutions_that_were_merged() -> None:
+    model, x, seen = stem().float(), photo().float(), list[GraphModule]()
+    with config.patch(
+        freezing=True, pre_grad_custom_pass=noting(seen), pre_grad_pass_timing="early"
+    ):
+        assert_close(model(x), torch.compile(model)(x), 1e-5)
+    assert "BorderCorrectedConv" in map(class_name, seen[0].modules())
 
 
 @pytest.mark.zoo

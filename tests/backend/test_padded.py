@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 import fxreduce
-from tests.backend.compiling import Inner
-from tests.checks import assert_close, randomised
+from tests.backend.compiling import Inner, photo, stem
+from tests.checks import assert_close
 
 pytestmark = pytest.mark.usefixtures("no_grad")
-
-
-def stem() -> nn.Module:
-    return randomised(
-        nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1))
-    )
-
-
-def photo(batch: int = 2, *, high: int = 40, wide: int = 56) -> Tensor:
-    return torch.randn(batch, 3, high, wide, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("freeze", [False, True])

@@ -198,6 +198,37 @@ def test_frozen_statistics_that_move_are_an_error() -> None:
             compiled(x)
 
 
+@pytest.mark.parametrize("modify", [True, False])
+def test_frozen_weights_are_constants_and_guarded_where_nothing_merges(
+    modify: bool, inner: Inner
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 4)).eval()
+    compiled = torch.compile(model, backend=fxreduce.backend(inner, freeze=True))
+    x = torch.rand(2, 4)
+    with torch.no_grad():
+        for _ in range(2):
+            assert_close(model(x), compiled(x), 1e-6)
+        placeholders = inner.graphs[0].graph.find_nodes(op="placeholder")
+        assert len(placeholders) == 1
+        assert fxreduce.report(compiled).operators_after == 2
+        if modify:
+            model[2].weight.mul_(2)
+        else:
+            model[2] = nn.Linear(4, 4)
+        with pytest.raises(fxreduce.WeightsChangedError, match=r"seen: 2\.weight is another one"):
+            compiled(x)
+    assert inner.compilations == 1
+
+
+def test_with_gradients_nothing_is_frozen(inner: Inner) -> None:
+    model, x = network(), image()
+    compiled = torch.compile(model, backend=fxreduce.backend(inner, freeze=True))
+    for _ in range(2):
+        assert_close(model(x), compiled(x))
+        with torch.no_grad():
+            model.head.weight.mul_(2)
+
+
 def test_a_module_that_is_shared_by_two_models_in_one_graph(inner: Inner) -> None:
     shared = network()
     one, two = nn.Sequential(shared, nn.Linear(3, 2).double()), nn.Sequential(shared)

@@ -20,16 +20,17 @@ from benchmarks.zoo import sweep as sweeping
 from benchmarks.zoo.architectures import Input, family, names, smallest_input
 from benchmarks.zoo.examine import Record, Settings, examine
 from benchmarks.zoo.pinned import differences, load, pin
-from benchmarks.zoo.sweep import Limits, read_results, sweep
+from benchmarks.zoo.sweep import Examination, Limits, read_results, sweep
 
 SMALL = Input((2, 3, 32, 32))
 
 
-def run(chosen: list[str], results: Path, **limits: Any) -> list[str]:
+def run(chosen: list[str], results: Path, examination: Examination, **limits: Any) -> list[str]:
     """Sweep; returns the names that were examined."""
     told: list[str] = []
     sweep(
-        chosen, results, Settings(), limits=Limits(**limits), jobs=2, known={},
+        chosen, results, Settings(), examination=examination, limits=Limits(**limits), jobs=2,
+        known={},
         told=lambda name, record: told.append(name),
     )  # fmt: skip
     return told
@@ -91,17 +92,18 @@ def test_scales_of_zero_and_one_are_drawn_so_that_no_branch_is_dead() -> None:
         assert tensor.unique().numel() == tensor.numel()
 
 
-def test_a_sweep_goes_on_where_it_was_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sweeping, "examine", lambda *_: {"status": "equal"})
+def test_a_sweep_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
-    assert run(["a"], results) == ["a"]
+    assert run(["a"], results, examine_well) == ["a"]
     with results.open("a") as file:
         file.write('{"name": "b", "stat')  # the power went
     results.write_text(results.read_text().rstrip() + "\n")
-    assert sorted(run(["a", "b", "c"], results)) == ["b", "c"]
+    assert sorted(run(["a", "b", "c"], results, examine_well)) == ["b", "c"]
     assert set(read_results(results)) == {"a", "b", "c"}
+
+
+def examine_well(*_: Any) -> Record:
+    return {"status": "equal"}
 
 
 def examine_badly(name: str, *_: Any) -> Record:
@@ -120,14 +122,11 @@ def examine_badly(name: str, *_: Any) -> Record:
     return {"status": "equal"}
 
 
-def test_what_a_model_does_to_its_process_is_a_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sweeping, "examine", examine_badly)
+def test_what_a_model_does_to_its_process_is_a_record(tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     resident = sweeping._resident(os.getpid()) / 2**30
-    run(["dies", "eats", "raises", "fine"], results, memory=resident + 0.5)
-    run(["hangs"], results, seconds=2)
+    run(["dies", "eats", "raises", "fine"], results, examine_badly, memory=resident + 0.5)
+    run(["hangs"], results, examine_badly, seconds=2)
     found = {name: (r["status"], r.get("reason", "")) for name, r in read_results(results).items()}
     assert found["fine"] == ("equal", "")
     assert found["raises"] == ("failed", "RuntimeError: of the model's own")
