@@ -26,7 +26,7 @@ from fxreduce.operators.border import compose_inside
 from fxreduce.operators.cost import CostModel, costs
 from fxreduce.passes.base import PassResult
 from fxreduce.passes.fuse_padded import Pair, match
-from fxreduce.passes.reasons import hazard, not_cheaper
+from fxreduce.passes.reasons import hazard, not_cheaper, overflow
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,8 @@ def _replace(recorder: Recorder, pair: Pair) -> Refusal | None:
     if isinstance(operator, Refusal):
         return operator
     calls = (pair.first, pair.second)
+    if refusal := overflow(lambda: operator, like_of(calls)):
+        return refusal
     module = to_module(operator, like_of(calls))
     why = f"one cropped convolution instead of {' and '.join(label(call.node) for call in calls)}"
     recorder.merge([call.node for call in calls], pair.first.input, module, why)

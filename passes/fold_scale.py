@@ -31,7 +31,7 @@ from fxreduce.operators.affine import Operator, Refusal, ScaleShift, on_meta
 from fxreduce.operators.compose import compose
 from fxreduce.operators.cost import CostModel, FlopsCost
 from fxreduce.passes.base import PassResult
-from fxreduce.passes.reasons import NUMBERS_ALONE, hazard, not_cheaper
+from fxreduce.passes.reasons import NUMBERS_ALONE, hazard, not_cheaper, overflow
 
 _SLICES = {"getitem", "select", "slice", "narrow"}
 
@@ -78,7 +78,7 @@ class FoldScale:
         apart += self.cost.cost(on_meta(found.scale.operator), setting_of(found.scale))
         if together > apart:
             return Refusal(not_cheaper(together, apart, self.cost.name))
-        return None
+        return overflow(lambda: compose(*found.pair), like_of((found.scale, found.into)))
 
 
 def match(recorder: Recorder, node: Node) -> Match | Refusal | None:

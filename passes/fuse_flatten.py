@@ -31,7 +31,7 @@ from fxreduce.operators.compose import compose
 from fxreduce.operators.cost import CostModel, FlopsCost
 from fxreduce.operators.pooling import on_rank
 from fxreduce.passes.base import PassResult
-from fxreduce.passes.reasons import NUMBERS_ALONE, hazard, not_cheaper
+from fxreduce.passes.reasons import NUMBERS_ALONE, hazard, not_cheaper, overflow
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,10 @@ class Match:
     first: AffineCall
     flatten: Node
     second: AffineCall
+
+    def merge(self) -> Operator | Refusal:
+        """The one operator behind the flattening."""
+        return compose(on_rank(self.first.operator, 0), self.second.operator)
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class FuseFlatten:
         together = self.cost.cost(merged, flat)
         if together > apart:
             return Refusal(not_cheaper(together, apart, self.cost.name))
-        return None
+        return overflow(found.merge, like_of((found.second, found.first)))
 
 
 def match(recorder: Recorder, node: Node) -> Match | Refusal | None:
@@ -132,7 +136,7 @@ def _replace(recorder: Recorder, found: Match) -> None:
     if shape is not None:
         shape = (*shape[:-1], first.operator.in_channels)
     flat = recorder.again(flatten, first.node, first.input, first.node, shape, why)
-    merged = compose(on_rank(first.operator, 0), second.operator)
+    merged = found.merge()
     assert not isinstance(merged, Refusal)  # its geometry has been composed
     module = to_module(merged, like_of((second, first)))
     node = second.node

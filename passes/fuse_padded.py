@@ -28,7 +28,7 @@ from fxreduce.operators.affine import Conv, Refusal, on_meta
 from fxreduce.operators.border import compose_inside, strip_calls
 from fxreduce.operators.cost import CostModel, FlopsCost, costs
 from fxreduce.passes.base import PassResult
-from fxreduce.passes.reasons import hazard, not_cheaper
+from fxreduce.passes.reasons import hazard, not_cheaper, overflow
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ class FusePadded:
             self.cost, [(f, setting), (g, setting.after(f)), (merged, setting), *border]
         )
         if sum(merged_calls) < one + two:
-            return None
+            like = like_of((pair.first, pair.second))
+            return overflow(lambda: compose_inside(*pair.operators), like)
         figures = not_cheaper(sum(merged_calls), one + two, self.cost.name)
         return Refusal(f"with its border corrected, {figures}")
 

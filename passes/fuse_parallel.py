@@ -26,7 +26,7 @@ from fxreduce.operators.add import add
 from fxreduce.operators.affine import Operator, Refusal, identity, on_meta
 from fxreduce.operators.cost import CostModel, FlopsCost, costs
 from fxreduce.passes.base import PassResult
-from fxreduce.passes.reasons import NUMBERS_ALONE, hazard, not_cheaper
+from fxreduce.passes.reasons import NUMBERS_ALONE, hazard, not_cheaper, overflow
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class FuseParallel:
         together, *apart = costs(self.cost, [(merged, setting), addition, *called])
         if together > sum(apart):
             return Refusal(not_cheaper(together, sum(apart), self.cost.name))
-        return None
+        return overflow(lambda: add(*branches.operators), like_of(branches.calls))
 
 
 def match(recorder: Recorder, node: Node) -> Branches | Refusal | None:

@@ -11,6 +11,7 @@ that nothing else reads. Cost: the scale-shift's memory pass is saved, nothing i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 from torch.fx import GraphModule, Node
@@ -27,7 +28,7 @@ from fxreduce.operators.columns import columns
 from fxreduce.operators.compose import compose
 from fxreduce.operators.cost import CostModel, FlopsCost
 from fxreduce.passes.base import PassResult
-from fxreduce.passes.reasons import NUMBERS_ALONE, hazard, not_cheaper
+from fxreduce.passes.reasons import NUMBERS_ALONE, hazard, not_cheaper, overflow
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,13 @@ class ScaleCat:
             merged += self.cost.cost(_scaled(f, on_meta(part)), setting)
             apart += self.cost.cost(f, setting)
         apart += self.cost.cost(on_meta(found.call.operator), setting_of(found.call))
-        return Refusal(not_cheaper(merged, apart, self.cost.name)) if merged > apart else None
+        if merged > apart:
+            return Refusal(not_cheaper(merged, apart, self.cost.name))
+        wide = (
+            overflow(partial(_scaled, producer.operator, part), producer.like)
+            for producer, part in found.pairs
+        )
+        return next((reason for reason in wide if reason is not None), None)
 
 
 def match(recorder: Recorder, node: Node) -> Match | Refusal | None:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxreduce.graph.affine import AffineCall, like_of
@@ -33,7 +34,7 @@ from fxreduce.operators.columns import Span, columns
 from fxreduce.operators.compose import compose
 from fxreduce.operators.cost import CostModel, FlopsCost
 from fxreduce.passes.base import PassResult
-from fxreduce.passes.reasons import hazard, not_cheaper
+from fxreduce.passes.reasons import hazard, not_cheaper, overflow
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,17 @@ def _stays(aliases: Aliases, found: Match, place: int, producer: AffineCall) -> 
         return Refusal(f"{label(producer.node)} works in {its.dtype} on {its.device}")
     part = columns(on_meta(found.operator), [found.spans[place]])
     merged = compose(on_meta(producer.operator), part)
-    return merged if isinstance(merged, Refusal) else None
+    if isinstance(merged, Refusal):
+        return merged
+    return overflow(lambda: _merged(found, place, producer, found.operator.bias), mine)
+
+
+def _merged(
+    found: Match, place: int, producer: AffineCall, bias: Tensor | None
+) -> Operator | Refusal:
+    """The operand's own operator with its columns behind it, and a bias."""
+    part = columns(found.operator, [found.spans[place]])
+    return compose(producer.operator, replace(part, bias=bias))
 
 
 def _split(recorder: Recorder, found: Match, chosen: Sequence[int]) -> None:
@@ -164,10 +175,7 @@ def _split(recorder: Recorder, found: Match, chosen: Sequence[int]) -> None:
     terms: dict[Node, list[Node]] = {}
     for place in chosen:
         producer = found.producers[place]
-        part = columns(found.operator, [found.spans[place]])
-        if not terms:
-            part = replace(part, bias=found.operator.bias)
-        merged = compose(producer.operator, part)
+        merged = _merged(found, place, producer, None if terms else found.operator.bias)
         assert not isinstance(merged, Refusal)  # its geometry has been composed
         module = to_module(merged, like_of((found.call, producer)))
         nodes, given = [producer.node, node], producer.input
