@@ -14,6 +14,7 @@ quarter; the pooling averages the channels that the operator reads instead of th
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 from torch.fx import GraphModule, Node
@@ -27,10 +28,12 @@ from fxreduce.graph.recorder import Recorder
 from fxreduce.graph.setting import setting_of
 from fxreduce.operators.affine import Conv, Operator, Refusal, on_meta
 from fxreduce.operators.compose import compose
-from fxreduce.operators.cost import CostModel, FlopsCost, chain_cost
+from fxreduce.operators.cost import CostModel, FlopsCost
 from fxreduce.operators.pooling import has_bias, is_pointwise, on_rank
+from fxreduce.operators.setting import settings_along
 from fxreduce.passes.base import PassResult
-from fxreduce.passes.reasons import NUMBERS_ALONE, hazard, not_cheaper
+from fxreduce.passes.matching import dearer, rewrite_matches
+from fxreduce.passes.reasons import NUMBERS_ALONE, hazard
 
 
 @dataclass(frozen=True)
@@ -57,21 +60,12 @@ class CommutePooling:
 
     def run(self, graph_module: GraphModule) -> PassResult:
         recorder = Recorder(graph_module, self.name)
-        for node in recorder.nodes:
-            found = match(recorder, node)
-            while isinstance(found, Match):
-                reason = self._refusal(recorder.graph_module, found)
-                if reason is not None:
-                    found = reason
-                    break
-                # What stands before the operator may be pointwise too.
-                found = match(recorder, _commute(recorder, found))
-            if isinstance(found, Refusal):
-                recorder.refuse(label(node), found.reason)
-        return PassResult.of(recorder)
+        decide = partial(self._decide, recorder.graph_module)
+        # What stands before the operator may be pointwise too: the pooling is looked at again.
+        return rewrite_matches(recorder, match, decide, _commute)
 
-    def _refusal(self, graph_module: GraphModule, found: Match) -> Refusal | None:
-        """Why the operator stays before the pooling, if it does."""
+    def _decide(self, graph_module: GraphModule, found: Match) -> Match | Refusal:
+        """The match, or why the operator stays before the pooling."""
         before = _absorber(graph_module, found.call, self.cost)
         if before is not None:
             return Refusal(f"{label(found.call.node)} merges with {label(before)} before it")
@@ -79,14 +73,11 @@ class CommutePooling:
         setting, channel = setting_of(found.call), found.channel
         if max(-axis for axis in pooling.axes) > len(setting.shape):
             return Refusal("nothing tells how long the axes are that it averages over")
-        cost, late = self.cost.cost, -found.rank - 1
-        apart = cost(operator, setting) + cost(*pooling.on(channel, setting.after(operator)))
+        apart = [(operator, setting), pooling.on(channel, setting.after(operator))]
         fewer = pooling.after(channel, setting)
-        first = cost(*pooling.on(channel, setting)) + cost(on_rank(operator, found.rank), fewer)
-        assert fewer.shape[late] == operator.in_channels  # the pooling keeps the channel axis
-        if first >= apart:
-            return Refusal(not_cheaper(first, apart, self.cost.name))
-        return None
+        first = [pooling.on(channel, setting), (on_rank(operator, found.rank), fewer)]
+        assert fewer.shape[-found.rank - 1] == operator.in_channels  # as it keeps the channel axis
+        return dearer(self.cost, first, apart, at_par=False) or found
 
 
 def match(recorder: Recorder, node: Node) -> Match | Refusal | None:
@@ -143,8 +134,8 @@ def _absorber(graph_module: GraphModule, call: AffineCall, model: CostModel) -> 
     if is_pointwise(before.operator) or isinstance(merged, Refusal):
         return None
     setting = setting_of(before)
-    pays = model.cost(merged, setting) <= chain_cost(pair, setting, model)
-    return before.node if pays else None
+    apart = list(zip(pair, settings_along(pair, setting), strict=True))
+    return None if dearer(model, [(merged, setting)], apart) else before.node
 
 
 def _commute(recorder: Recorder, found: Match) -> Node:

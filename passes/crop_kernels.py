@@ -23,10 +23,11 @@ from fxreduce.graph.setting import setting_of
 from fxreduce.graph.values import VALUE
 from fxreduce.operators.affine import Conv, Refusal, on_meta
 from fxreduce.operators.border import compose_inside
-from fxreduce.operators.cost import CostModel, costs
+from fxreduce.operators.cost import CostModel
+from fxreduce.passes import matching
 from fxreduce.passes.base import PassResult
 from fxreduce.passes.fuse_padded import Pair, match
-from fxreduce.passes.reasons import hazard, not_cheaper
+from fxreduce.passes.reasons import hazard, overflow
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,8 @@ def dearer(pair: Pair, cost: CostModel) -> Refusal | None:
     merged, setting = cropped(f, g), setting_of(pair.first)
     if isinstance(merged, Refusal):
         return merged
-    one, two, together = costs(cost, [(f, setting), (g, setting.after(f)), (merged, setting)])
-    if together < one + two:
-        return None
-    return Refusal(not_cheaper(together, one + two, cost.name))
+    apart = [(f, setting), (g, setting.after(f))]
+    return matching.dearer(cost, [(merged, setting)], apart, at_par=False)
 
 
 def _hazard(recorder: Recorder, pair: Pair) -> Refusal | None:
@@ -108,6 +107,8 @@ def _replace(recorder: Recorder, pair: Pair) -> Refusal | None:
     if isinstance(operator, Refusal):
         return operator
     calls = (pair.first, pair.second)
+    if refusal := overflow(lambda: operator, like_of(calls)):
+        return refusal
     module = to_module(operator, like_of(calls))
     why = f"one cropped convolution instead of {' and '.join(label(call.node) for call in calls)}"
     recorder.merge([call.node for call in calls], pair.first.input, module, why)

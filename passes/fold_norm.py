@@ -28,7 +28,7 @@ from fxreduce.graph.structure import Carried, carry, is_structural
 from fxreduce.operators.affine import Conv, Operator, Refusal, ScaleShift
 from fxreduce.operators.compose import compose
 from fxreduce.passes.base import PassResult
-from fxreduce.passes.reasons import hazard
+from fxreduce.passes.reasons import hazard, overflow
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _obstacle(aliases: Aliases, norm: NormCall, reader: Reader) -> Refusal | Non
         return folded
     if _has_border(folded) and not _has_border(call.operator):
         return Refusal("it pads with zeros, which the norm's shift would have to leave out")
-    return None
+    return overflow(lambda: folded, norm.like if call.like is None else call.like)
 
 
 def _has_border(operator: Operator) -> bool:

@@ -31,7 +31,8 @@ from fxreduce.operators.affine import Operator, Refusal, ScaleShift, on_meta
 from fxreduce.operators.compose import compose
 from fxreduce.operators.cost import CostModel, FlopsCost
 from fxreduce.passes.base import PassResult
-from fxreduce.passes.reasons import NUMBERS_ALONE, hazard, not_cheaper
+from fxreduce.passes.matching import dearer, rewrite_matches
+from fxreduce.passes.reasons import NUMBERS_ALONE, hazard, overflow
 
 _SLICES = {"getitem", "select", "slice", "narrow"}
 
@@ -58,27 +59,23 @@ class FoldScale:
 
     def run(self, graph_module: GraphModule) -> PassResult:
         recorder = Recorder(graph_module, self.name)
-        for node in recorder.nodes:
-            found = match(recorder, node)
-            reason = self._obstacle(found) if isinstance(found, Match) else found
-            if reason is not None:
-                recorder.refuse(label(node), reason.reason)
-            elif isinstance(found, Match):
-                _replace(recorder, found)
-        return PassResult.of(recorder)
+        return rewrite_matches(recorder, match, self._decide, _replace)
 
-    def _obstacle(self, found: Match) -> Refusal | None:
-        """Why the two stay apart, if they do: not exact, or not cheaper."""
+    def _decide(self, found: Match) -> Match | Refusal:
+        """The match, or why the two stay apart: not exact, or not cheaper."""
         merged = compose(*(on_meta(operator) for operator in found.pair))
         if isinstance(merged, Refusal):
             return merged
-        setting = setting_of(found.into)
-        together = self.cost.cost(merged, setting)
-        apart = self.cost.cost(on_meta(found.into.operator), setting)
-        apart += self.cost.cost(on_meta(found.scale.operator), setting_of(found.scale))
-        if together > apart:
-            return Refusal(not_cheaper(together, apart, self.cost.name))
-        return None
+        setting, like = setting_of(found.into), like_of((found.scale, found.into))
+        apart = [
+            (on_meta(found.into.operator), setting),
+            (on_meta(found.scale.operator), setting_of(found.scale)),
+        ]
+        return (
+            dearer(self.cost, [(merged, setting)], apart)
+            or overflow(lambda: compose(*found.pair), like)
+            or found
+        )
 
 
 def match(recorder: Recorder, node: Node) -> Match | Refusal | None:

@@ -14,7 +14,7 @@ in `fxreduce/operators/compose.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import inf
@@ -32,7 +32,7 @@ from fxreduce.operators.compose import compose
 from fxreduce.operators.cost import CostModel, FlopsCost, chain_cost, costs
 from fxreduce.operators.setting import Setting, settings_along
 from fxreduce.passes.base import PassResult
-from fxreduce.passes.reasons import NUMBERS_ALONE, hazard, not_cheaper
+from fxreduce.passes.reasons import NUMBERS_ALONE, hazard, not_cheaper, overflow
 
 Chain = tuple[AffineCall, ...]
 # Operators that one step merges at most; no known block of a network has as many.
@@ -106,8 +106,9 @@ def cheapest_cut(chain: Chain, model: CostModel) -> Cut:
     """The parts of least cost; of equal ones the part that merges less.
 
     Numbers, poolings and pads alone stay apart: nothing tells how many channels, of which dtype,
-    they will meet. No part holds more than `LONGEST_PART` operators, so that the work grows with
-    the length of the chain; parts that may be merged still further are met again in the next round.
+    they will meet. So does what the dtype cannot hold as one. A part holds `LONGEST_PART` operators
+    at most, so that the work grows with the length of the chain; parts that may be merged still
+    further are met again in the next round.
     """
     operators = [on_meta(call.operator) for call in chain]
     settings = list(settings_along(operators, setting_of(chain[0])))
@@ -119,25 +120,33 @@ def cheapest_cut(chain: Chain, model: CostModel) -> Cut:
         if length == 1 or like_of(chain[start : start + length]) is not None
     }
     rated = costs(model, [(merged, settings[start]) for (start, _), merged in merges.items()])
-    ends: list[list[tuple[int, float]]] = [[] for _ in range(size)]
-    for (start, end), cost in zip(merges, rated, strict=True):
-        ends[start].append((end, cost))
-    best: list[tuple[float, int]] = [(inf, size)] * size + [(0.0, size)]
-    for start in reversed(range(size)):
-        for end, cost in ends[start]:
-            total = cost + best[end][0]
-            if total < best[start][0]:
-                best[start] = (total, end)
-    bounds = [0]
-    while bounds[-1] < size:
-        bounds.append(best[bounds[-1]][1])
-    spans = list(pairwise(bounds))
+    paid = dict(zip(merges, rated, strict=True))
+    while True:
+        spans = _cheapest_spans(paid, size)
+        # What a dtype cannot hold is seen only once it is merged: of few spans, and mostly of none.
+        barred = [span for span in spans if _overflow(chain[slice(*span)]) is not None]
+        if not barred:
+            break
+        paid = {span: cost for span, cost in paid.items() if span not in barred}
     parts = tuple(chain[a:b] for a, b in spans)
     reasons = (
         _reason_apart((chain[a:b], chain[b:c]), (merges[a, b], merges[b, c]), settings[a], model)
         for (a, b), (_, c) in pairwise(spans)
     )
     return Cut(parts, tuple(reasons))
+
+
+def _cheapest_spans(paid: Mapping[tuple[int, int], float], size: int) -> list[tuple[int, int]]:
+    """The spans of least cost that cover 0 to `size` without gaps."""
+    best: list[tuple[float, int]] = [(inf, size)] * size + [(0.0, size)]
+    for (start, end), cost in sorted(paid.items(), key=lambda each: (-each[0][0], each[0][1])):
+        total = cost + best[end][0]
+        if total < best[start][0]:
+            best[start] = (total, end)
+    bounds = [0]
+    while bounds[-1] < size:
+        bounds.append(best[bounds[-1]][1])
+    return list(pairwise(bounds))
 
 
 def _prefixes(operators: list[Operator]) -> Iterator[tuple[int, Operator]]:
@@ -164,8 +173,17 @@ def _reason_apart(
     merged = compose(*operators)
     if isinstance(merged, Refusal):
         return merged.reason
+    if (refusal := _overflow((*parts[0], *parts[1]))) is not None:
+        return refusal.reason
     together = chain_cost((merged,), setting, model)
     return not_cheaper(together, chain_cost(operators, setting, model), model.name)
+
+
+def _overflow(part: Chain) -> Refusal | None:
+    """Why the dtype of the part cannot hold it as one operator, if it cannot."""
+    if len(part) == 1:
+        return None
+    return overflow(lambda: _fold([call.operator for call in part]), like_of(part))
 
 
 def _fold(operators: list[Operator]) -> Operator:

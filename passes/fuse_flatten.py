@@ -31,7 +31,8 @@ from fxreduce.operators.compose import compose
 from fxreduce.operators.cost import CostModel, FlopsCost
 from fxreduce.operators.pooling import on_rank
 from fxreduce.passes.base import PassResult
-from fxreduce.passes.reasons import NUMBERS_ALONE, hazard, not_cheaper
+from fxreduce.passes.matching import dearer, rewrite_matches
+from fxreduce.passes.reasons import NUMBERS_ALONE, hazard, overflow
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class Match:
     first: AffineCall
     flatten: Node
     second: AffineCall
+
+    def merge(self) -> Operator | Refusal:
+        """The one operator behind the flattening."""
+        return compose(on_rank(self.first.operator, 0), self.second.operator)
 
 
 @dataclass(frozen=True)
@@ -53,29 +58,21 @@ class FuseFlatten:
 
     def run(self, graph_module: GraphModule) -> PassResult:
         recorder = Recorder(graph_module, self.name)
-        for node in recorder.nodes:
-            found = match(recorder, node)
-            if isinstance(found, Match):
-                found = self._refusal(found) or found
-            if isinstance(found, Refusal):
-                recorder.refuse(label(node), found.reason)
-            elif found is not None:
-                _replace(recorder, found)
-        return PassResult.of(recorder)
+        return rewrite_matches(recorder, match, self._decide, _replace)
 
-    def _refusal(self, found: Match) -> Refusal | None:
-        """Why both operators stay apart, if they do: not exact, or not cheaper."""
+    def _decide(self, found: Match) -> Match | Refusal:
+        """The match, or why both operators stay apart: not exact, or not cheaper."""
         f, g = on_meta(found.first.operator), on_meta(found.second.operator)
         merged = compose(on_rank(f, 0), g)
         if isinstance(merged, Refusal):
             return merged
         before, behind = setting_of(found.first), setting_of(found.second)
         flat = behind.with_channels(-1, f.in_channels)
-        apart = self.cost.cost(f, before) + self.cost.cost(g, behind)
-        together = self.cost.cost(merged, flat)
-        if together > apart:
-            return Refusal(not_cheaper(together, apart, self.cost.name))
-        return None
+        return (
+            dearer(self.cost, [(merged, flat)], [(f, before), (g, behind)])
+            or overflow(found.merge, like_of((found.second, found.first)))
+            or found
+        )
 
 
 def match(recorder: Recorder, node: Node) -> Match | Refusal | None:
@@ -132,7 +129,7 @@ def _replace(recorder: Recorder, found: Match) -> None:
     if shape is not None:
         shape = (*shape[:-1], first.operator.in_channels)
     flat = recorder.again(flatten, first.node, first.input, first.node, shape, why)
-    merged = compose(on_rank(first.operator, 0), second.operator)
+    merged = found.merge()
     assert not isinstance(merged, Refusal)  # its geometry has been composed
     module = to_module(merged, like_of((second, first)))
     node = second.node

@@ -26,9 +26,10 @@ from fxreduce.graph.recorder import Recorder
 from fxreduce.graph.setting import setting_of
 from fxreduce.operators.affine import Conv, Refusal, on_meta
 from fxreduce.operators.border import compose_inside, strip_calls
-from fxreduce.operators.cost import CostModel, FlopsCost, costs
+from fxreduce.operators.cost import CostModel, FlopsCost
 from fxreduce.passes.base import PassResult
-from fxreduce.passes.reasons import hazard, not_cheaper
+from fxreduce.passes.matching import dearer
+from fxreduce.passes.reasons import hazard, overflow
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,12 @@ class FusePadded:
         border = strip_calls(f, g, setting)
         if border is None:
             return Refusal(f"in an input of shape {setting.shape} nothing lies inside the border")
-        one, two, *merged_calls = costs(
-            self.cost, [(f, setting), (g, setting.after(f)), (merged, setting), *border]
-        )
-        if sum(merged_calls) < one + two:
-            return None
-        figures = not_cheaper(sum(merged_calls), one + two, self.cost.name)
-        return Refusal(f"with its border corrected, {figures}")
+        apart = [(f, setting), (g, setting.after(f))]
+        refusal = dearer(self.cost, [(merged, setting), *border], apart, at_par=False)
+        if refusal is not None:
+            return Refusal(f"with its border corrected, {refusal.reason}")
+        like = like_of((pair.first, pair.second))
+        return overflow(lambda: compose_inside(*pair.operators), like)
 
 
 def match(graph_module: GraphModule, node: Node) -> Pair | Refusal | None:

@@ -24,9 +24,10 @@ from fxreduce.graph.recorder import Recorder
 from fxreduce.graph.setting import setting_of
 from fxreduce.operators.add import add
 from fxreduce.operators.affine import Operator, Refusal, identity, on_meta
-from fxreduce.operators.cost import CostModel, FlopsCost, costs
+from fxreduce.operators.cost import CostModel, FlopsCost
 from fxreduce.passes.base import PassResult
-from fxreduce.passes.reasons import NUMBERS_ALONE, hazard, not_cheaper
+from fxreduce.passes.matching import dearer, rewrite_matches
+from fxreduce.passes.reasons import NUMBERS_ALONE, hazard, overflow
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,10 @@ class FuseParallel:
 
     def run(self, graph_module: GraphModule) -> PassResult:
         recorder = Recorder(graph_module, self.name)
-        for node in recorder.nodes:
-            branches = match(recorder, node)
-            if branches is None:
-                continue
-            reason = branches if isinstance(branches, Refusal) else self._refusal(branches)
-            if reason is not None:
-                recorder.refuse(node.name, reason.reason)
-            elif isinstance(branches, Branches):
-                _replace(recorder, branches)
-        return PassResult.of(recorder)
+        return rewrite_matches(recorder, match, self._decide, _replace)
 
-    def _refusal(self, branches: Branches) -> Refusal | None:
-        """Why the branches stay apart, if they do: not exact, or not cheaper."""
+    def _decide(self, branches: Branches) -> Branches | Refusal:
+        """The branches, or why they stay apart: not exact, or not cheaper."""
         f, g = (on_meta(operator) for operator in branches.operators)
         merged = add(f, g)
         if isinstance(merged, Refusal):
@@ -69,10 +61,11 @@ class FuseParallel:
         setting = setting_of(branches.calls[0])
         addition = (identity(f.out_channels, f.rank), setting.after(f))
         called = ((operator, setting) for operator in _called(branches, f, g))
-        together, *apart = costs(self.cost, [(merged, setting), addition, *called])
-        if together > sum(apart):
-            return Refusal(not_cheaper(together, sum(apart), self.cost.name))
-        return None
+        return (
+            dearer(self.cost, [(merged, setting)], [addition, *called])
+            or overflow(lambda: add(*branches.operators), like_of(branches.calls))
+            or branches
+        )
 
 
 def match(recorder: Recorder, node: Node) -> Branches | Refusal | None:

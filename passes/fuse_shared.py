@@ -28,7 +28,7 @@ from fxreduce.operators.affine import Refusal, on_meta
 from fxreduce.operators.compose import compose
 from fxreduce.operators.cost import CostModel, FlopsCost, costs
 from fxreduce.passes.base import PassResult
-from fxreduce.passes.reasons import NUMBERS_ALONE, hazard, not_cheaper
+from fxreduce.passes.reasons import NUMBERS_ALONE, hazard, not_cheaper, overflow
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,9 @@ def _refusal(aliases: Aliases, call: AffineCall, reader: AffineCall) -> Refusal 
     if aliases.overwritten_between(call.input, call.node, reader.node):
         return Refusal(f"{label(call.input)} is overwritten in place between them")
     merged = compose(on_meta(call.operator), on_meta(reader.operator))
-    return merged if isinstance(merged, Refusal) else None
+    if isinstance(merged, Refusal):
+        return merged
+    return overflow(lambda: compose(call.operator, reader.operator), like_of((call, reader)))
 
 
 def _pair(call: AffineCall, reader: AffineCall) -> str:

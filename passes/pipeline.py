@@ -19,6 +19,7 @@ from fxreduce.passes.fuse_chain import FuseChain
 from fxreduce.passes.fuse_flatten import FuseFlatten
 from fxreduce.passes.fuse_padded import FusePadded
 from fxreduce.passes.fuse_parallel import FuseParallel
+from fxreduce.passes.fuse_region import FuseRegion
 from fxreduce.passes.fuse_shared import FuseShared
 from fxreduce.passes.scale_cat import ScaleCat
 from fxreduce.passes.single_assignment import SingleAssignment
@@ -46,6 +47,8 @@ def merging(cost: CostModel) -> tuple[Pass, ...]:
         DropReshapes(),
         # Before it could be merged into the windows of an average, what is cheaper behind it.
         CommutePooling(cost),
+        # Before steps that each pay could take what is cheaper otherwise.
+        FuseRegion(cost),
         FuseChain(cost),
         FuseParallel(cost),
         # The average may have brought an operator next to a flattening.

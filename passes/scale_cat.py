@@ -11,6 +11,7 @@ that nothing else reads. Cost: the scale-shift's memory pass is saved, nothing i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 from torch.fx import GraphModule, Node
@@ -27,7 +28,8 @@ from fxreduce.operators.columns import columns
 from fxreduce.operators.compose import compose
 from fxreduce.operators.cost import CostModel, FlopsCost
 from fxreduce.passes.base import PassResult
-from fxreduce.passes.reasons import NUMBERS_ALONE, hazard, not_cheaper
+from fxreduce.passes.matching import dearer, rewrite_matches
+from fxreduce.passes.reasons import NUMBERS_ALONE, hazard, overflow
 
 
 @dataclass(frozen=True)
@@ -49,24 +51,22 @@ class ScaleCat:
 
     def run(self, graph_module: GraphModule) -> PassResult:
         recorder = Recorder(graph_module, self.name)
-        for node in recorder.nodes:
-            found = match(recorder, node)
-            reason = self._refusal(found) if isinstance(found, Match) else found
-            if reason is not None:
-                recorder.refuse(label(node), reason.reason)
-            elif isinstance(found, Match):
-                _replace(recorder, found)
-        return PassResult.of(recorder)
+        return rewrite_matches(recorder, match, self._decide, _replace)
 
-    def _refusal(self, found: Match) -> Refusal | None:
-        """Why the scale-shift stays behind the concatenation, if it does: it costs more before."""
-        merged = apart = 0.0
+    def _decide(self, found: Match) -> Match | Refusal:
+        """The match, or why the scale-shift stays behind the concatenation: it is dearer before."""
+        merged, apart = [], [(on_meta(found.call.operator), setting_of(found.call))]
         for producer, part in found.pairs:
             setting, f = setting_of(producer), on_meta(producer.operator)
-            merged += self.cost.cost(_scaled(f, on_meta(part)), setting)
-            apart += self.cost.cost(f, setting)
-        apart += self.cost.cost(on_meta(found.call.operator), setting_of(found.call))
-        return Refusal(not_cheaper(merged, apart, self.cost.name)) if merged > apart else None
+            merged.append((_scaled(f, on_meta(part)), setting))
+            apart.append((f, setting))
+        if refusal := dearer(self.cost, merged, apart):
+            return refusal
+        wide = (
+            overflow(partial(_scaled, producer.operator, part), producer.like)
+            for producer, part in found.pairs
+        )
+        return next((reason for reason in wide if reason is not None), found)
 
 
 def match(recorder: Recorder, node: Node) -> Match | Refusal | None:

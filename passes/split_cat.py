@@ -17,8 +17,10 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import ClassVar
 
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxreduce.graph.affine import AffineCall, like_of
@@ -31,9 +33,10 @@ from fxreduce.graph.setting import setting_of
 from fxreduce.operators.affine import Conv, Operator, Refusal, identity, on_meta
 from fxreduce.operators.columns import Span, columns
 from fxreduce.operators.compose import compose
-from fxreduce.operators.cost import CostModel, FlopsCost
+from fxreduce.operators.cost import Candidate, CostModel, FlopsCost, costs
 from fxreduce.passes.base import PassResult
-from fxreduce.passes.reasons import hazard, not_cheaper
+from fxreduce.passes.matching import rewrite_matches
+from fxreduce.passes.reasons import hazard, not_cheaper, overflow
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,14 @@ class Match:
 
 
 @dataclass(frozen=True)
+class Split:
+    """A match, and the places of the operands that are split off."""
+
+    found: Match
+    chosen: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class SplitCat:
     """Split a pointwise operator over a concatenation where its parts merge with its operands."""
 
@@ -61,51 +72,54 @@ class SplitCat:
 
     def run(self, graph_module: GraphModule) -> PassResult:
         recorder = Recorder(graph_module, self.name)
-        for node in recorder.nodes:
-            found = match(recorder, node)
-            if isinstance(found, Match):
-                chosen = self._choose(found)
-                if isinstance(chosen, Refusal):
-                    recorder.refuse(label(node), chosen.reason)
-                else:
-                    _split(recorder, found, chosen)
-            elif isinstance(found, Refusal):
-                recorder.refuse(label(node), found.reason)
-        return PassResult.of(recorder)
+        return rewrite_matches(recorder, match, self._decide, _split)
 
-    def _choose(self, found: Match) -> list[int] | Refusal:
-        """The places of the operands to split off: those that pay alone, or all together."""
+    def _decide(self, found: Match) -> Split | Refusal:
+        """The operands to split off, those that pay alone or all together, or why none is."""
         every = list(found.producers)
-        alone = [place for place in every if operator.lt(*self._costs(found, [place]))]
-        rated = [(self._costs(found, places), places) for places in (alone, every) if places]
+        each = self._rated(found, [[place] for place in every])
+        alone = [place for place, (split, apart) in zip(every, each, strict=True) if split < apart]
+        choices = [places for places in (alone, every) if places]
+        rated = zip(self._rated(found, choices), choices, strict=True)
         (split, apart), best = min(rated, key=lambda each: each[0][0] - each[0][1])
-        return best if split < apart else Refusal(not_cheaper(split, apart, self.cost.name))
+        if split < apart:
+            return Split(found, tuple(best))
+        return Refusal(not_cheaper(split, apart, self.cost.name))
 
-    def _costs(self, found: Match, chosen: Sequence[int]) -> tuple[float, float]:
-        """What it costs with these operands split off, and as it is; what stays is left out."""
-        cost, whole = self.cost.cost, on_meta(found.operator)
-        setting, rest = setting_of(found.call), found.rest(chosen)
-        apart = cost(whole, setting) + self._copy(found, range(len(found.spans)))
-        split = self._copy(found, rest)
-        if rest:
-            kept = columns(whole, [found.spans[place] for place in rest])
-            split += cost(kept, setting.with_channels(found.whole.axis, kept.in_channels))
-        for place in chosen:
-            producer = found.producers[place]
-            before, f = setting_of(producer), on_meta(producer.operator)
-            merged = compose(f, columns(whole, [found.spans[place]]))
-            assert not isinstance(merged, Refusal)  # it was composed when it was matched
-            apart += cost(f, before)
-            split += cost(merged, before)
-        addition = cost(identity(whole.out_channels, whole.rank), setting.after(whole))
-        return split + (len(chosen) - (not rest)) * addition, apart
+    def _rated(self, found: Match, choices: Sequence[Sequence[int]]) -> list[tuple[float, float]]:
+        """What each choice costs split off, and as it is, all rated in one comparison."""
+        sides = [side for chosen in choices for side in _candidates(found, chosen)]
+        rates = iter(costs(self.cost, [each for side in sides for each in side]))
+        totals = [sum(islice(rates, len(side))) for side in sides]
+        return list(zip(totals[::2], totals[1::2], strict=True))
 
-    def _copy(self, found: Match, places: Sequence[int]) -> float:
-        """The cost of laying operands behind one another."""
-        channels = sum(found.spans[place][1] for place in places)
-        setting = setting_of(found.call).with_channels(found.whole.axis, channels)
-        copied = identity(channels, found.operator.rank)
-        return self.cost.cost(copied, setting) if len(places) > 1 else 0.0
+
+def _candidates(found: Match, chosen: Sequence[int]) -> tuple[list[Candidate], list[Candidate]]:
+    """The calls with these operands split off, and those as it is; what stays is left out."""
+    whole = on_meta(found.operator)
+    setting, rest = setting_of(found.call), found.rest(chosen)
+    apart = [(whole, setting), *_copy(found, range(len(found.spans)))]
+    split = _copy(found, rest)
+    if rest:
+        kept = columns(whole, [found.spans[place] for place in rest])
+        split.append((kept, setting.with_channels(found.whole.axis, kept.in_channels)))
+    for place in chosen:
+        producer = found.producers[place]
+        before, f = setting_of(producer), on_meta(producer.operator)
+        merged = compose(f, columns(whole, [found.spans[place]]))
+        assert not isinstance(merged, Refusal)  # it was composed when it was matched
+        apart.append((f, before))
+        split.append((merged, before))
+    addition = (identity(whole.out_channels, whole.rank), setting.after(whole))
+    return split + [addition] * (len(chosen) - (not rest)), apart
+
+
+def _copy(found: Match, places: Sequence[int]) -> list[Candidate]:
+    """What lays operands behind one another, where there are several."""
+    channels = sum(found.spans[place][1] for place in places)
+    setting = setting_of(found.call).with_channels(found.whole.axis, channels)
+    copied = identity(channels, found.operator.rank)
+    return [(copied, setting)] if len(places) > 1 else []
 
 
 def match(recorder: Recorder, node: Node) -> Match | Refusal | None:
@@ -153,10 +167,21 @@ def _stays(aliases: Aliases, found: Match, place: int, producer: AffineCall) -> 
         return Refusal(f"{label(producer.node)} works in {its.dtype} on {its.device}")
     part = columns(on_meta(found.operator), [found.spans[place]])
     merged = compose(on_meta(producer.operator), part)
-    return merged if isinstance(merged, Refusal) else None
+    if isinstance(merged, Refusal):
+        return merged
+    return overflow(lambda: _merged(found, place, producer, found.operator.bias), mine)
 
 
-def _split(recorder: Recorder, found: Match, chosen: Sequence[int]) -> None:
+def _merged(
+    found: Match, place: int, producer: AffineCall, bias: Tensor | None
+) -> Operator | Refusal:
+    """The operand's own operator with its columns behind it, and a bias."""
+    part = columns(found.operator, [found.spans[place]])
+    return compose(producer.operator, replace(part, bias=bias))
+
+
+def _split(recorder: Recorder, decided: Split) -> None:
+    found, chosen = decided.found, decided.chosen
     node, whole = found.call.node, found.whole
     shape, rest = shape_of(node), found.rest(chosen)
     names = ", ".join(label(whole.operands[place]) for place in chosen)
@@ -164,10 +189,7 @@ def _split(recorder: Recorder, found: Match, chosen: Sequence[int]) -> None:
     terms: dict[Node, list[Node]] = {}
     for place in chosen:
         producer = found.producers[place]
-        part = columns(found.operator, [found.spans[place]])
-        if not terms:
-            part = replace(part, bias=found.operator.bias)
-        merged = compose(producer.operator, part)
+        merged = _merged(found, place, producer, None if terms else found.operator.bias)
         assert not isinstance(merged, Refusal)  # its geometry has been composed
         module = to_module(merged, like_of((found.call, producer)))
         nodes, given = [producer.node, node], producer.input

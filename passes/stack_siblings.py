@@ -27,7 +27,8 @@ from fxreduce.operators.affine import Operator, Refusal, identity, on_meta
 from fxreduce.operators.cost import CostModel, FlopsCost
 from fxreduce.operators.stack import stack
 from fxreduce.passes.base import PassResult
-from fxreduce.passes.reasons import NUMBERS_ALONE, hazard, not_cheaper
+from fxreduce.passes.matching import dearer
+from fxreduce.passes.reasons import NUMBERS_ALONE, hazard
 
 
 @dataclass(frozen=True)
@@ -87,15 +88,12 @@ class StackSiblings:
 
     def _refusal(self, whole: Concatenation, f: Part, g: Part, both: Part) -> Refusal | None:
         """Why two parts stay apart that can be stacked, if they do: it costs more."""
-        setting, cost = setting_of(both.calls[0]), self.cost.cost
-        apart = cost(f.operator, setting) + cost(g.operator, setting)
+        setting = setting_of(both.calls[0])
+        apart = [(f.operator, setting), (g.operator, setting)]
         if both.operands == whole.operands:  # nothing is left to be copied
             copied = identity(both.operator.out_channels, both.operator.rank)
-            apart += cost(copied, setting.after(both.operator))
-        together = cost(both.operator, setting)
-        if together > apart:
-            return Refusal(not_cheaper(together, apart, self.cost.name))
-        return None
+            apart.append((copied, setting.after(both.operator)))
+        return dearer(self.cost, [(both.operator, setting)], apart)
 
 
 def match(aliases: Aliases, whole: Concatenation, f: Part, g: Part) -> Part | Refusal | None:

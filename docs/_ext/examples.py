@@ -98,6 +98,11 @@ EXAMPLES = {
     "fuse_chain": Example(
         nn.Sequential(conv(8, 32, 1), nn.BatchNorm2d(32), conv(32, 4, 1)), (1, 8, 8, 8)
     ),
+    "fuse_region": Example(
+        Wired(lambda net, x: net.widen(net.narrow(x)) + net.beside(x), narrow=conv(64, 4, 1),
+              widen=conv(4, 64, 1), beside=conv(64, 64, 3)),
+        (1, 64, 8, 8),
+    ),
     "fuse_parallel": Example(
         Wired(lambda net, x: net.wide(x) + net.narrow(x) + x, wide=conv(8, 8, 3),
               narrow=conv(8, 8, 1)),

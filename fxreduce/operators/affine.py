@@ -133,7 +133,12 @@ def nonzero(tensor: Tensor | None) -> Tensor | None:
 
 def may_be_nonzero(tensor: Tensor) -> bool:
     """Whether a value may not be zero: on the meta device and in `for_any_values`, any may be."""
-    return tensor.is_meta or _FOR_ANY_VALUES.get() or bool(tensor.any())
+    return tensor.is_meta or values_are_open() or bool(tensor.any())
+
+
+def values_are_open() -> bool:
+    """Whether merges shall depend on shapes alone, see `for_any_values`."""
+    return _FOR_ANY_VALUES.get()
 
 
 @contextmanager
