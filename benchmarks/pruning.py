@@ -15,8 +15,10 @@ statistics of batch-norms taken anew from the images that ours is calibrated on,
 from __future__ import annotations
 
 import copy
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -47,6 +49,7 @@ IMPORTANCES = {
     "random": "RandomImportance",
 }
 LARGEST = 0.95  # share of the channels
+LIMIT = 120.0  # seconds of processor time for pruning a network once
 OURS = "fxreduce"
 
 
@@ -80,26 +83,48 @@ def pruned(module: nn.Module, importance: str, share: float) -> nn.Module:
     """A copy of the network that lacks a share of the channels of each layer.
 
     Raises:
+        TimeoutError: Torch-Pruning comes to no end.
         Exception: what Torch-Pruning raises where it cannot prune it.
     """
     library = pruning_library()
     network, example = copy.deepcopy(module), torch.zeros(2, 3, SIZE, SIZE)
     classifier = [each for each in network.modules() if isinstance(each, nn.Linear)][-1]
     attentions = [each for each in network.modules() if hasattr(each, "qkv")]
-    pruner = library.pruner.BasePruner(
-        network,
-        example,
-        importance=getattr(library.pruner.importance, IMPORTANCES[importance])(),
-        pruning_ratio=share,
-        ignored_layers=[classifier],
-        num_heads={each.qkv: each.num_heads for each in attentions},
-    )
-    torch.manual_seed(0)  # for what is random
-    pruner.step()
+    with within(LIMIT):
+        torch.manual_seed(0)  # for what is random
+        pruner = library.pruner.BasePruner(
+            network,
+            example,
+            importance=getattr(library.pruner.importance, IMPORTANCES[importance])(),
+            pruning_ratio=share,
+            ignored_layers=[classifier],
+            num_heads={each.qkv: each.num_heads for each in attentions},
+        )
+        pruner.step()
     for each in attentions:  # what the layers hold beside weights
         each.head_dim = each.qkv.out_features // (3 * each.num_heads)
         each.attn_dim = each.head_dim * each.num_heads
     return network.eval()
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Give up after so many seconds of processor time.
+
+    Raises:
+        TimeoutError: they are over.
+    """
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"not done after {seconds:g} s of processor time")
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def pruning_library() -> Any:
