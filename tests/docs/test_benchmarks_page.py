@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -44,7 +43,6 @@ def words(page: str) -> str:
 @pytest.fixture(autouse=True)
 def _extensions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "docs" / "_ext"))
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
 
 
 def document(part: str) -> Document:
