@@ -37,6 +37,7 @@ from benchmarks.fusion import CASES, SIZE, fold
 from benchmarks.models import build, settle
 from benchmarks.run import Run, parser_of
 from fxreduce.errors import first_line
+from fxreduce.extras import required
 from fxreduce.graph.compare import difference
 from fxreduce.saving.exports import Batch, write_onnx
 from fxreduce.timing import median_latencies
@@ -138,8 +139,7 @@ def compiled(model: GraphModule, images: Tensor) -> Forward:
 
 def onnx_forward(model: GraphModule, images: Tensor) -> Forward:
     """The model in onnxruntime with all optimisations, on as many threads as torch has."""
-    import onnxruntime
-
+    onnxruntime = required("onnxruntime", "an ONNX session", "export")
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = torch.get_num_threads()

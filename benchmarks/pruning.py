@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +36,8 @@ from benchmarks.frontier import BATCH, CACHE, EPOCHS, NETWORKS, POINT, SIZE, TIM
 from benchmarks.fusion import fold
 from benchmarks.run import Run, parser_of
 from fxreduce.data.dataset import Batches, InputBatches
-from fxreduce.errors import first_line, missing_extra
+from fxreduce.errors import first_line
+from fxreduce.extras import required
 from fxreduce.timing import median_latencies
 
 if TYPE_CHECKING:
@@ -133,10 +133,7 @@ def pruning_library() -> Any:
     Raises:
         UnsupportedError: it is not installed.
     """
-    try:
-        return import_module("torch_pruning")
-    except ImportError:
-        raise missing_extra("torch-pruning", "pruning channels", "bench") from None
+    return required("torch_pruning", "pruning channels", "bench")
 
 
 def as_deployed(module: nn.Module, images: Tensor) -> nn.Module:

@@ -105,7 +105,7 @@ def test_without_torch_pruning_the_part_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torch_pruning", None)
-    with pytest.raises(fxreduce.UnsupportedError, match=r"torch-pruning.*fxreduce\[bench\]"):
+    with pytest.raises(fxreduce.UnsupportedError, match=r"torch.pruning.*fxreduce\[bench\]"):
         pruning.pruning_library()
 
 
