@@ -55,6 +55,7 @@ def curves(
     logarithmic: bool = False,
     lines: Mapping[tuple[str, str], float] | None = None,
     joined: bool = True,
+    dashed: str | None = None,
 ) -> Figure:
     """Points of several series in panels side by side, one legend for all.
 
@@ -64,6 +65,7 @@ def curves(
         logarithmic: both axes.
         lines: a height that a panel marks.
         joined: by lines.
+        dashed: the series that the others are held against, a line alone.
     """
     rows = -(-len(panels) // columns)
     figure = _figure((5 * columns if columns > 1 else 8, 3.2 * rows + 0.8))
@@ -75,9 +77,9 @@ def curves(
             place = names.index(name)
             (handles[name],) = axes.plot(
                 *zip(*sorted(points), strict=True),
-                marker=MARKS[place % len(MARKS)],
-                color=COLOURS[place % len(COLOURS)],
-                linestyle="-" if joined else "",
+                marker="" if name == dashed else MARKS[place % len(MARKS)],
+                color="0.3" if name == dashed else COLOURS[place % len(COLOURS)],
+                linestyle="--" if name == dashed else "-" if joined else "",
                 alpha=0.85,
             )
         if logarithmic:

@@ -187,7 +187,8 @@ def chart(chains: Sequence[Chain]) -> Figure:
     last = max(each.operators for each in chains)
     unit = first.seconds / (first.operators * math.log(first.operators))
     points["n log n"] = [(n, unit * n * math.log(n)) for n in (first.operators, last)]
-    return charts.curves({("operators", "seconds"): points}, logarithmic=True)
+    panels = {("operators", "seconds"): points}
+    return charts.curves(panels, logarithmic=True, dashed="n log n")
 
 
 def main(given: Sequence[str] | None = None) -> None:
