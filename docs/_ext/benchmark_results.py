@@ -14,7 +14,16 @@ from sphinx.util.docutils import SphinxDirective
 from benchmarks.document import Document
 
 MISSING = "Not run yet."
-_RUNS = ("part", "size", "date", "commit", "minutes", "processor minutes", "load before", "after")
+_RUNS = (
+    "part",
+    "size",
+    "date (UTC)",
+    "commit",
+    "minutes",
+    "processor minutes",
+    "load before",
+    "after",
+)
 _MACHINE = {
     "cpu": "processor",
     "cores": "cores",
@@ -80,7 +89,7 @@ class RunsDirective(_Results):
             [
                 each.part,
                 each.size,
-                str(each.run["date"]),
+                str(each.run["date"])[:16].replace("T", " "),
                 str(each.run["commit"] or ""),
                 f"{each.run['seconds'] / 60:.1f}",
                 f"{each.run['processor_seconds'] / 60:.1f}",

@@ -88,7 +88,7 @@ def _nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pruning, "pruning_library", lambda: None)
 
 
-@pytest.mark.parametrize("size", ["short", "whole", "full"])
+@pytest.mark.parametrize("size", ["short", "whole"])
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
 def test_a_part_takes_its_size_and_writes_tables_and_a_chart(
     part: Part, size: str, tmp_path: Path

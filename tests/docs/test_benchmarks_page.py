@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from pathlib import Path
 
@@ -72,9 +73,17 @@ def test_it_shows_what_the_json_says_and_names_what_is_missing(tmp_path: Path) -
     text = words(page)
     for shown in ("lost 0.43x", "won 2.35x", "An abacus", "At least so.", "Size: own (runs 3)."):
         assert shown in text
-    assert "fusion own 2020-01-02T03:04:05+00:00 abc 1.5 2.5 0.2 12.8" in text
+    assert "fusion own 2020-01-02 03:04 abc 1.5 2.5 0.2 12.8" in text
     assert "fusion.svg" in page
     assert text.count("Not run yet.") == len(PARTS) - 1
+
+
+def test_every_field_of_the_json_is_documented() -> None:
+    page = (ROOT / "docs" / "json.md").read_text()
+    section = page.split("\n## Benchmark\n")[1].split("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    documented = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    assert documented == set(json.loads(document("fusion").to_json()))
 
 
 def test_without_any_results_it_still_builds(tmp_path: Path) -> None:
