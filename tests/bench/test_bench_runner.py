@@ -19,6 +19,8 @@ from benchmarks.parts import PARTS, Part
 from benchmarks.run import Run, about, parser_of
 from tests.bench import stand_in
 
+pytest.importorskip("matplotlib")
+pytest.importorskip("timm")
 GOOD = Part("stand_in", "tests.bench.stand_in", {"short": "--sizes 10"})
 BROKEN = Part("broken", "tests.bench.stand_in", {"short": "--fail", "whole": "--fail"})
 
