@@ -83,8 +83,8 @@ PARTS = (
         "frontier",
         "benchmarks.frontier",
         {
-            "whole": f"{WHOLE} --ways identity refit planner --fractions 0.5",
-            "short": f"{SHORT} --ways identity planner --fractions",
+            "whole": f"{WHOLE} --ways identity planner --fractions 0.5",
+            "short": f"{SHORT} --ways identity --fractions 0.5",
         },
     ),
     Part(
@@ -92,7 +92,7 @@ PARTS = (
         "benchmarks.pruning",
         {
             "whole": WHOLE,
-            "short": SHORT,
+            "short": f"{SHORT} --fraction 0.5",
         },
     ),
 )

@@ -4,12 +4,13 @@
     python -m benchmarks.pruning --networks resnet18 --seeds 0 --json figures.json
 
 The networks are those of the frontier. Ours is what the planner reaches within one point of
-accuracy on validation images. Theirs are pruned by Torch-Pruning, every layer by the same share
-and the classifier left alone, by as little as makes them at least as fast as ours; the share is
-found by bisection, once by the clock of PyTorch as it is, with batch-norms folded, and once by that
-of inductor with constants frozen. Which channels go is decided by each of its importances that
-need neither labels nor training; the figures are test accuracies, and also those with the
-statistics of batch-norms taken anew from the images that ours is calibrated on, without labels.
+accuracy on validation images, or at a given share of the rectifiers. Theirs are pruned by
+Torch-Pruning, every layer by the same share and the classifier left alone, by as little as makes
+them at least as fast as ours; the share is found by bisection, once by the clock of PyTorch as it
+is, with batch-norms folded, and once by that of inductor with constants frozen. Which channels go
+is decided by each of its importances that need neither labels nor training; the figures are test
+accuracies, and also those with the statistics of batch-norms taken anew from the images that ours
+is calibrated on, without labels.
 """
 
 from __future__ import annotations
@@ -200,8 +201,8 @@ def rows(subject: Subject, arguments: Any) -> Iterator[Row]:
     """Ours and theirs, by each clock."""
     judge, dense = subject.accuracy("test"), subject.module
     images: Tensor = subject.data.source.fetch(subject.data.test[:TIMED])[0]
-    bound = fxreduce.MaxDrop(POINT, subject.accuracy("validation"))
-    plan = subject.analysis().plan(budget=bound, compensate="refit", candidates="regions")
+    budget: Any = arguments.fraction or fxreduce.MaxDrop(POINT, subject.accuracy("validation"))
+    plan = subject.analysis().plan(budget=budget, compensate="refit", candidates="regions")
     reduced = plan.apply(dense)
     for clock in list(CLOCKS)[: 1 if arguments.no_inductor else None]:
         race = Race(clock, dense, reduced, images, arguments.runs)
@@ -284,6 +285,11 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"of training ({EPOCHS})")
+    parser.add_argument(
+        "--fraction",
+        type=float,
+        help="of the rectifiers that ours removes (as many as keep the accuracy)",
+    )
     parser.add_argument("--steps", type=int, default=4, help="of the bisection (4)")
     parser.add_argument("--runs", type=int, default=50, help="forwards to take medians of (50)")
     parser.add_argument("--no-inductor", action="store_true", help="leave compiled models out")
