@@ -9,10 +9,12 @@ JOBS   ?= 2
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.fxreduce-installed
 PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+# Benchmarks that one command runs at their full size.
+ALONE   := $(addprefix bench-,calibration fusion scale cost zoo peers frontier pruning)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-torch check lint types docs zoo fuzz dist backend
-.PHONY: bench-calibration bench-fusion bench-frontier bench-scale bench-cost bench-backend
+.PHONY: bench bench-short bench-backend $(ALONE)
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 24
@@ -49,23 +51,25 @@ zoo: $(STAMP) ## examine every architecture of torchvision and timm; goes on whe
 backend: $(STAMP) ## run the tests of the backend for torch.compile with inductor inside, too
 	$(PYTEST) tests/backend -m ''
 
-bench-calibration: $(STAMP) ## time calibration against the plain forward
-	$(BIN)/python benchmarks/calibration.py
+bench: $(STAMP) ## run all benchmarks, less than 40 minutes; the documentation shows the results
+	$(BIN)/python -m benchmarks
 
-bench-fusion: $(STAMP) ## time merged models against deleted ones with batch-norms folded
-	$(BIN)/python benchmarks/fusion.py
+bench-short: $(STAMP) ## the same on small sizes, less than 5 minutes, into build/bench-short
+	$(BIN)/python -m benchmarks --short
 
-bench-frontier: $(STAMP) ## train small networks, and show what removals without training cost and gain
-	$(BIN)/python benchmarks/frontier.py
-
-bench-scale: $(STAMP) ## time the merging passes on graphs of growing size
-	$(BIN)/python benchmarks/scale.py
-
-bench-cost: $(STAMP) ## compare what a cost model says of operators with the time they take
-	$(BIN)/python benchmarks/cost_model.py
+bench-calibration: ## time calibration against the plain forward
+bench-fusion: ## time merged models against deleted ones with batch-norms folded
+bench-scale: ## time the merging passes on graphs of growing size
+bench-cost: ## compare what a cost model says of operators with the time they take
+bench-zoo: ## capture and merge the smallest variant of every family of models
+bench-peers: ## time what torch.fx, inductor and onnxruntime make of the same models
+bench-frontier: ## train small networks, and show what removals without training cost and gain
+bench-pruning: ## compare accuracy with Torch-Pruning's on these networks, equally fast
+$(ALONE): $(STAMP)
+	$(BIN)/python -m benchmarks $(@:bench-%=%) --full
 
 bench-backend: $(STAMP) ## time the backend for torch.compile against inductor, and show what is stale
-	$(BIN)/python benchmarks/backend.py
+	$(BIN)/python -m benchmarks backend --full
 	$(BIN)/python -m tests.backend.staleness
 
 dist: $(STAMP) ## build sdist and wheel, twice with the same bytes, and install them in clean environments

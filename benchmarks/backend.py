@@ -1,7 +1,7 @@
 """What `backend="fxreduce"` gains over inductor, and what it costs.
 
     make bench-backend
-    python benchmarks/backend.py --cases mobilenet_v2 bert --batches 1 --json figures.json
+    python -m benchmarks.backend --cases mobilenet_v2 bert --batches 1 --json figures.json
 
 Each model is compiled in three ways, all with constants frozen: by inductor; by inductor behind
 `fxreduce.backend(freeze=True)`; and by inductor after `fxreduce.fuse`. The models of the first
@@ -17,29 +17,38 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from operator import attrgetter
 from timeit import timeit
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from fusion import CASES as DELETED
-from models import build, settle
 from torch import Tensor, nn
 from torch._inductor import config
 
 import fxreduce
+from benchmarks import charts
+from benchmarks.document import Table
+from benchmarks.fusion import CASES as DELETED
+from benchmarks.machine import processor_seconds
+from benchmarks.models import build, settle
+from benchmarks.run import Run, parser_of
 from fxreduce.graph.compare import difference
-from fxreduce.report.table import table
 from fxreduce.timing import least_latencies
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SIZE = 224
+BARS = (
+    "÷ ahead, frozen: at least 0.95, as fast as merging before compiling.",
+    "÷ inductor on resnet50 and bert, where little or nothing merges: at least 0.98.",
+    "Compiling over inductor's: at most 1.10. A call that folds 100 weights: under 20 µs.",
+)
 CASES = ("mobilenet_v2", "vit_small", "swin_t", "resnet50", "bert")
 UNTOUCHED = ("resnet50", "bert")
 
@@ -105,18 +114,13 @@ def measure(case: str, batch: int, frozen: bool, runs: int, compilations: int) -
                 torch.compile(each, backend=backend, dynamic=False) for each, backend in ways
             ]
             for place in range(len(ways))[:: -1 if turn % 2 else 1]:
-                start = _processor_time()
+                start = processor_seconds()
                 compiled[place](x)
-                seconds[place].append(_processor_time() - start)
+                seconds[place].append(processor_seconds() - start)
         apart = difference(_values(model(x)), _values(compiled[1](x))).max_rel
         calls = [partial(run, x) for run in compiled]
         times = [1e3 * each for each in least_latencies(calls, x.device, rounds=runs)]
     return Figures(case, batch, frozen, *times, min(seconds[0]), min(seconds[1]), apart)
-
-
-def _processor_time() -> float:
-    """Seconds that this process and those that it has waited for have used."""
-    return sum(os.times()[:4])
 
 
 def _values(output: Any) -> Any:
@@ -154,26 +158,38 @@ def _microseconds(run: Callable[..., Any], given: Sequence[Any], number: int = 5
     return timeit(lambda: run(*given), number=number, timer=time.thread_time) / number * 1e6
 
 
-def rows(figures: Sequence[Figures]) -> str:
-    """The figures, a line each; ratios above one say how much faster the backend is."""
-    head = ["case", "batch", "frozen", "inductor ms", "backend", "fused ahead"]
-    head += ["÷ inductor", "÷ ahead", "compiling cpu s", "backend", "ratio", "deviation"]
-    return table(head, [_cells(each) for each in figures])
+COLUMNS = (
+    ("case", "{}", attrgetter("case")),
+    ("batch", "{}", attrgetter("batch")),
+    ("frozen", "{}", lambda each: "yes" if each.frozen else "no"),
+    ("inductor ms", "{:.2f}", attrgetter("inductor")),
+    ("backend ms", "{:.2f}", attrgetter("backend")),
+    ("fused ahead ms", "{:.2f}", attrgetter("ahead")),
+    ("÷ inductor", "{:.2f}x", lambda each: each.inductor / each.backend),
+    ("÷ ahead", "{:.2f}x", lambda each: each.ahead / each.backend),
+    ("compiling cpu s, inductor", "{:.1f}", attrgetter("compile_inductor")),
+    ("backend", "{:.1f}", attrgetter("compile_backend")),
+    ("ratio", "{:.2f}", lambda each: each.compile_backend / each.compile_inductor),
+    ("deviation", "{:.0e}", attrgetter("deviation")),
+)
 
 
-def _cells(each: Figures) -> list[str]:
+def tables(figures: Sequence[Figures], call: float) -> list[Table]:
+    """The cases, and what a call costs beside the merged graph."""
+    beside = [("a call that folds 100 weights, µs", "{:.1f}", float)]
     return [
-        each.case,
-        str(each.batch),
-        "yes" if each.frozen else "no",
-        *(f"{ms:.2f}" for ms in (each.inductor, each.backend, each.ahead)),
-        f"{each.inductor / each.backend:.2f}x",
-        f"{each.ahead / each.backend:.2f}x",
-        f"{each.compile_inductor:.1f}",
-        f"{each.compile_backend:.1f}",
-        f"{each.compile_backend / each.compile_inductor:.2f}",
-        f"{each.deviation:.0e}",
+        Table.of("Compiled models; ratios above one: the backend is faster", figures, COLUMNS),
+        Table.of("Beside the merged graph", [call], beside),
     ]
+
+
+def chart(figures: Sequence[Figures]) -> Figure:
+    series = {
+        "÷ inductor": [each.inductor / each.backend for each in figures],
+        "÷ fused ahead": [each.ahead / each.backend for each in figures],
+    }
+    labels = [f"{each.case}, batch {each.batch}{', frozen' * each.frozen}" for each in figures]
+    return charts.ratios(labels, series, "times as fast")
 
 
 def measured(arguments: argparse.Namespace) -> Iterator[Figures]:
@@ -186,26 +202,15 @@ def measured(arguments: argparse.Namespace) -> Iterator[Figures]:
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=CASES, help="(all)")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], help="(1 8)")
     parser.add_argument("--runs", type=int, default=15, help="runs to take the least of (15)")
     parser.add_argument("--compilations", type=int, default=2, help="of each, likewise (2)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     arguments = parser.parse_args(given)
+    run = Run.begin("backend", __doc__, arguments)
     figures, call = list(measured(arguments)), overhead()
-    print(
-        f"{SIZE} pixels, {arguments.runs} runs, {torch.get_num_threads()} threads, "
-        f"load {os.getloadavg()[0]:.1f}"
-    )
-    if figures:
-        print(rows(figures))
-    print(f"a call that folds 100 weights: {call:.1f} µs of processor time beside the merged graph")
-    if arguments.json:
-        document = {"size": SIZE, "runs": arguments.runs, "torch": torch.__version__}
-        document |= {"threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
-        document |= {"overhead_us": call, "cases": [asdict(each) for each in figures]}
-        arguments.json.write_text(json.dumps(document, indent=2) + "\n")
+    run.end(tables(figures, call), BARS, (lambda: chart(figures)) if figures else None)
 
 
 if __name__ == "__main__":

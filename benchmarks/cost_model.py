@@ -1,7 +1,7 @@
 """How well a cost model orders operators: its rank correlation with the time that they take.
 
     make bench-cost
-    python benchmarks/cost_model.py --cases swin_t --cost flops --json figures.json
+    python -m benchmarks.cost_model --cases swin_t --cost flops --json figures.json
 
 The operators are the affine ones of the cases of `fusion.py`, as they are without the rectifiers,
 and merged. Each is timed alone, in turns with all others of its model, and Spearman's coefficient
@@ -11,27 +11,36 @@ operators as their times do.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
+from operator import attrgetter
 from statistics import correlation
+from typing import TYPE_CHECKING
 
 import torch
-from fusion import CASES, SIZE
-from models import build, settle
 from torch.fx import GraphModule
 
 import fxreduce
+from benchmarks import charts
+from benchmarks.document import Table
+from benchmarks.fusion import CASES, SIZE
+from benchmarks.models import build, settle
+from benchmarks.run import Run, parser_of
 from fxreduce.graph.affine import AffineCall, read_affine
 from fxreduce.graph.latency import LatencyCost
 from fxreduce.graph.setting import setting_of
 from fxreduce.operators.affine import on_meta
 from fxreduce.operators.cost import Candidate, CostModel, as_cost, costs
-from fxreduce.report.table import table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLUMNS = (
+    ("case", "{}", attrgetter("case")),
+    ("operators", "{}", lambda each: len(each.costs)),
+    ("rank correlation", "{:.3f}", attrgetter("coefficient")),
+)
 
 
 @dataclass(frozen=True)
@@ -92,31 +101,23 @@ def together(rated: Sequence[Rated]) -> Rated:
     )
 
 
+def chart(rated: Sequence[Rated], cost: str) -> Figure:
+    points = {each.case: list(zip(each.costs, each.microseconds, strict=True)) for each in rated}
+    panels = {(f"cost by {cost}", "measured µs"): points}
+    return charts.curves(panels, logarithmic=True, joined=False)
+
+
 def main(given: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES, metavar="CASE")
     parser.add_argument("--cost", default="flops", help="the cost model (flops)")
     parser.add_argument("--runs", type=int, default=15, help="runs to take medians of (15)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     arguments = parser.parse_args(given)
+    run = Run.begin("cost", __doc__, arguments)
     rated = [rate(name, as_cost(arguments.cost), arguments.runs) for name in arguments.cases]
     figures = [*rated, together(rated)]
-    print(
-        f"cost {arguments.cost}, {SIZE} pixels, {arguments.runs} runs, "
-        f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}"
-    )
-    cells = [(each.case, str(len(each.costs)), f"{each.coefficient:.3f}") for each in figures]
-    print(table(("case", "operators", "rank correlation"), cells))
-    if arguments.json:
-        document = {"cost": arguments.cost, "size": SIZE, "runs": arguments.runs}
-        document |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
-        document |= {
-            "cases": {
-                each.case: {"operators": len(each.costs), "coefficient": each.coefficient}
-                for each in figures
-            }
-        }
-        arguments.json.write_text(json.dumps(document, indent=2) + "\n")
+    title = f"Costs by {arguments.cost} against measured times"
+    run.end([Table.of(title, figures, COLUMNS)], chart=lambda: chart(rated, arguments.cost))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+sys.path.append(str(Path(__file__).parents[1]))  # for what writes the benchmarks' results
 
 from sphinx.application import Sphinx
 
@@ -26,6 +27,7 @@ extensions = [
     "myst_parser",
     "mathml",
     "passes",
+    "benchmark_results",
 ]
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]

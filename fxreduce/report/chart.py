@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette, which people of every colour vision can tell apart. A kind beyond its end
 # begins anew with the next hatch.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 _HATCHES = ("", "///", "...", "xxx")
 _INCHES_PER_SITE = 0.22
 
@@ -44,8 +44,8 @@ def entropy_chart(
             places,
             [entropies[place] for place in places],
             height=0.7,
-            color=_COLOURS[number % len(_COLOURS)],
-            hatch=_HATCHES[number // len(_COLOURS) % len(_HATCHES)],
+            color=COLOURS[number % len(COLOURS)],
+            hatch=_HATCHES[number // len(COLOURS) % len(_HATCHES)],
             edgecolor="white",
             linewidth=0,
             label=kind,

@@ -1,0 +1,1 @@
+"""What is timed and compared; `python -m benchmarks` runs all of it."""
