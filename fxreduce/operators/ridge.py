@@ -12,8 +12,10 @@ by the dual form
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -63,6 +65,18 @@ class Tether:
 FREE = Tether()
 
 
+class Others(Protocol):
+    """Processes that have samples of the same operator, see `fxreduce.calibration.ranks.Ranks`."""
+
+    def added(self, what: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The sums of what all have."""
+        ...
+
+    def tensors(self, what: str, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """What each has."""
+        ...
+
+
 @dataclass
 class _Sums:
     """The normal equations: XᵀX [groups, F, F], XᵀY [groups, F, O] and ΣY², of float64."""
@@ -104,6 +118,13 @@ class _Sums:
         """The error on other rows of the weights for one strength."""
         return judge.error(self.ridge(start, strength))
 
+    def over(self, others: Others) -> None:
+        """Add what other processes have."""
+        own = {"xx": self.xx, "xy": self.xy, "yy": self.xx.new_tensor([self.yy, self.rows])}
+        found = others.added("the normal equations", own)
+        self.xx, self.xy = found["xx"], found["xy"]
+        self.yy, self.rows = float(found["yy"][0]), int(found["yy"][1])
+
     def joined(self, other: _Sums) -> _Sums:
         xx, xy = self.xx + other.xx, self.xy + other.xy
         return _Sums(xx, xy, self.tether, self.yy + other.yy, self.rows + other.rows)
@@ -114,6 +135,7 @@ class _Rows:
     """The rows themselves: X in parts of [groups, n, F], Y in parts of [groups, n, O]."""
 
     tether: Tether
+    device: torch.device
     parts: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _kept: tuple[_Rows, Tensor, Tensor] | None = None
 
@@ -152,8 +174,20 @@ class _Rows:
             self._kept = other, kernel, y - x @ start.mT
         return self._kept[1:]
 
+    def over(self, others: Others) -> None:
+        """Take in the rows of other processes."""
+        own: dict[str, Tensor] = {}
+        for n, (x, y) in enumerate(self.parts):
+            own |= {f"x{n}": x, f"y{n}": y}
+        found = others.tensors("the rows", own)
+        self.parts = [
+            (each[f"x{n}"].to(self.device), each[f"y{n}"].to(self.device))
+            for each in found
+            for n in range(len(each) // 2)
+        ]
+
     def joined(self, other: _Rows) -> _Rows:
-        return _Rows(self.tether, [*self.parts, *other.parts])
+        return _Rows(self.tether, self.device, [*self.parts, *other.parts])
 
     @cached_property
     def _whole(self) -> tuple[Tensor, Tensor]:
@@ -206,7 +240,9 @@ class Equations:
         out = operator.out_channels // groups
 
         def empty() -> _Sums | _Rows:
-            return _Rows(tether) if dual else _Sums.of(groups, width, out, device, tether)
+            if dual:
+                return _Rows(tether, device)
+            return _Sums.of(groups, width, out, device, tether)
 
         dual = _is_dual(operator, available)
         self._fit, self._held_out = empty(), empty()
@@ -226,6 +262,11 @@ class Equations:
             for part in samples.split(max(1, _CHUNK // size)) if len(samples) else ():
                 read = patches(self.operator, x[part].double(), positions)
                 sums.add(read, outputs(self.operator, y[part].double(), positions))
+
+    def over(self, others: Others) -> None:
+        """Take in what other processes have of the samples; then all have the same."""
+        self._fit.over(others)
+        self._held_out.over(others)
 
     def solve(self) -> Fit:
         """The operator that fits best; on held-out rows it is never worse than before."""

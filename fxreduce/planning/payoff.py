@@ -69,7 +69,7 @@ def speedup(
 def _rated(modules: Sequence[GraphModule], cost: CostModel, example: Example) -> list[float]:
     """What each graph costs: in ms by the clock for measured latencies, else in the cost's unit."""
     if isinstance(cost, LatencyCost):
-        return [1e3 * each for each in _seconds(modules, example)]
+        return [1e3 * each for each in cost.timed(lambda: _seconds(modules, example))]
     return [graph_cost(each, cost) for each in modules]
 
 

@@ -8,11 +8,10 @@ decides.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule
 
 from fxreduce.calibration.batches import Calibration
@@ -39,6 +38,7 @@ from fxreduce.planning.ranking import Importance, Rank, SiteImportance, Stage, r
 from fxreduce.planning.refit import SCOPES
 from fxreduce.planning.regions import regions
 from fxreduce.planning.settle import Settled, Settling
+from fxreduce.planning.shared_cost import own_cost, shared_cost
 
 LOCAL = ("identity", "channel")  # what a site alone decides
 COMPENSATIONS = (*LOCAL, "refit")
@@ -146,11 +146,13 @@ def make_plan(
         PlanError: the budget or a name does not fit the model.
         PlanInterrupted: by Ctrl-C, when something has been removed that the budget allows.
     """
+    options = replace(options, cost=shared_cost(options.cost, calibration.ranks))
     search = _Search.begin(graph_module, calibration, example, options)
     fits = options.compensate == "refit"
     try:
         stopped, interrupted = search.run(), False
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
+        calibration.ranks.interrupt(interruption)
         if fits or not search.steps:
             raise  # what is refitted has not been judged yet
         stopped, interrupted = "interrupted", True
@@ -174,7 +176,7 @@ def make_plan(
         importances=search.importances,
         trials=search.judge.trials(),
         architecture=fingerprint(graph_module),
-        cost=options.cost,
+        cost=own_cost(options.cost),
         maps={step.site: search.maps[step.site] for step in steps if search.maps},
         maps_replaced=replaced,
         cropped=cropped,
@@ -184,6 +186,9 @@ def make_plan(
         refusals=tuple(search.refusals),
         inputs=InputSpec.of(example),
     )
+    if calibration.ranks.size > 1:
+        advice = "Cost models, budgets and importances of your own must say the same on every rank"
+        calibration.ranks.require_same("plan", plan.digest, advice)
     if interrupted:
         raise PlanInterrupted(plan)
     return plan
@@ -229,8 +234,9 @@ class _Search:
             Context(
                 prepared,
                 len(candidates),
-                lambda module: _outputs(calibration, module),
+                calibration.outputs,
                 lambda module: speedup(prepared, module, options.cost, example, options.disable),
+                calibration.ranks,
             )
         )
         crops = options.crops(prepared)
@@ -262,7 +268,7 @@ class _Search:
             measured = self._measure()
             self.ranks = self._rank(measured)
             self.importances |= {name: rank.value for name, rank in self.ranks.items()}
-            for sites in self.order.next(self.candidates, self.ranks):
+            for sites in self._next():
                 if sites in self.refused or self._exceeds(sites):
                     continue
                 reasons = [self.judge.before(measured[name]) for name in sites]
@@ -273,6 +279,12 @@ class _Search:
             else:
                 break
         return reason or "no site is left to try"
+
+    def _next(self) -> list[Sites]:
+        """What to remove next, the best first, the same on all ranks."""
+        found = self.order.next(self.candidates, self.ranks)
+        chosen = self.calibration.ranks.first("choosing", lambda: found)
+        return [tuple(sites) for sites in chosen]
 
     def settle(self, example: Example) -> Settled:
         """How far the removals go once the weights are refitted."""
@@ -385,9 +397,3 @@ def selected(
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _outputs(calibration: Calibration, module: nn.Module) -> list[Any]:
-    """The module's outputs on the batches that checks are made on."""
-    batches = enumerate(calibration.check_batches())
-    return [calibration.run(module, number, batch) for number, batch in batches]

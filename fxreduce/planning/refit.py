@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from fxreduce.calibration.arguments import arguments
 from fxreduce.calibration.batches import Calibration
+from fxreduce.calibration.ranks import Ranks
 from fxreduce.graph.affine import AffineCall
 from fxreduce.graph.modules import to_module
 from fxreduce.graph.recorder import RefusedRewrite
@@ -27,7 +28,7 @@ from fxreduce.graph.run import Run
 from fxreduce.graph.shapes import copied
 from fxreduce.graph.values import VALUE, by_value, crosses
 from fxreduce.operators.affine import Conv, Operator, Refusal, as_conv, in_double
-from fxreduce.operators.patches import weights
+from fxreduce.operators.patches import weights, with_weights
 from fxreduce.operators.ridge import FREE, Equations, Fit, Tether, rows_for
 from fxreduce.passes.refit import Refit, fittable, refitted
 from fxreduce.progress import track
@@ -80,11 +81,19 @@ class Refitted:
 
 @dataclass(frozen=True)
 class _Place:
-    """An operator of the reduced graph to fit, and the node of the original with its value."""
+    """An operator of the reduced graph to fit.
+
+    Attributes:
+        value: the name of its value.
+        call: the operator.
+        original: the node of the original with its value.
+        rows: how many rows a batch has to fit to, by the first one.
+    """
 
     value: str
     call: AffineCall
     original: Node
+    rows: int
 
 
 @torch.no_grad()
@@ -153,6 +162,9 @@ def output_error(original: nn.Module, other: nn.Module, calibration: Calibration
             if isinstance(a, Tensor) and a.is_floating_point():
                 apart += float((a.double() - b.double()).square().sum())
                 whole += float(a.double().square().sum())
+    sums = {"sums": torch.tensor([apart, whole], dtype=torch.float64)}
+    found = calibration.ranks.added("the error of the output", sums)["sums"]
+    apart, whole = float(found[0]), float(found[1])
     return apart / whole if whole else apart
 
 
@@ -190,15 +202,25 @@ class _Finder:
             Run(graph, arguments(graph, calibration.forward, copied(batch)), keep)
             for graph, keep in zip(self._graphs, zip(*nodes, strict=True), strict=True)
         ]
-        for place in nodes:
-            expected, plain, seen = (run.take(node) for run, node in zip(runs, place, strict=True))
-            if _apart(plain, seen) > _SAME or _apart(expected, plain) <= _UNCHANGED:
-                continue
+
+        def changed() -> Iterator[int]:
+            """The numbers in the values that removals changed; 0 for those that are to stay."""
+            for place in nodes:
+                values = (run.take(node) for run, node in zip(runs, place, strict=True))
+                expected, plain, seen = values
+                stays = _apart(plain, seen) > _SAME or _apart(expected, plain) <= _UNCHANGED
+                yield 0 if stays else expected.numel()
+
+        sizes = calibration.ranks.first("what removals changed", lambda: list(changed()))
+        for place, size in zip(nodes, sizes, strict=True):
             call, value = found[place[2]], place[2].meta[VALUE]
+            if not size:
+                continue
             if isinstance(call, Refusal):
                 self.refusals.append(RefusedRewrite(value, call.reason, Refit.name))
             elif self._scope == "downstream" or self._spans_removal(place[0], call):
-                yield _Place(value, call, place[0])
+                channels = as_conv(call.operator).out_channels
+                yield _Place(value, call, place[0], size // channels)
 
     def _spans_removal(self, node: Node, call: AffineCall) -> bool:
         """Whether a rectifier was removed between the operator's input and its value."""
@@ -217,6 +239,13 @@ class _Spread:
         self._sums = self._sums + sums if self._rows else sums
         self._squares = self._squares + squares if self._rows else squares
         self._rows += values.shape[1]
+
+    def over(self, ranks: Ranks) -> None:
+        """Take in the values of all ranks."""
+        own = {"sums": self._sums, "squares": self._squares, "rows": torch.tensor(self._rows)}
+        found = ranks.added("the variance", own if self._rows else {})
+        self._sums, self._squares = found["sums"], found["squares"]
+        self._rows = int(found["rows"])
 
     @property
     def variance(self) -> float:
@@ -240,8 +269,8 @@ class _Sweep:
         self._calibration = replace(calibration, progress=False)
         self._progress = calibration.progress
         self._places = places
-        count = calibration.loader.count()
-        self._batches = max(1, count - (len(calibration.held_out) if calibration.skip else 0))
+        self._batches = calibration.measured  # by all ranks
+        self._own = -1  # by this one, known after the first time
 
     def run(self, description: str) -> dict[str, Tensor]:
         """Fit every operator once; returns the weights."""
@@ -267,39 +296,52 @@ class _Sweep:
 
     def _fit(self, number: int, operator: Conv) -> tuple[Fit, float]:
         """The fit of an operator, and the variance of what it was fitted to."""
-        place, seen, rows, equations = self._places[number], 0, 0, None
-        spread = _Spread()
+        place, spread = self._places[number], _Spread()
+        available = place.rows * self._batches  # batches are taken to be like the first one
+        rows = rows_for(operator, available) // self._batches + 1
+        equations = Equations(operator, available, operator.weight.device, self._tether)
         for batch, (original, reduced) in self._runs(number):
             reduced.until(place.call.node)
             x = _samples(reduced.env[place.call.input], operator.rank)
             y = _samples(original.take(place.original), operator.rank)
             positions = y.shape[2:].numel()
-            if equations is None:  # batches are taken to be like the first one
-                available = len(x) * positions * self._batches
-                rows = rows_for(operator, available) // self._batches + 1
-                equations = Equations(operator, available, x.device, self._tether)
-            held_out = self._held_out(batch, seen, len(x))
-            seen += len(x)
+            held_out = self._held_out(batch, len(x))
             chosen, places = _pick(len(x), positions, rows, batch)
             places = places.to(x.device)
             equations.add(x[chosen], y[chosen], places, held_out[chosen])
             spread.add(y[chosen].flatten(2)[:, :, places] if operator.rank else y[chosen])
-        assert equations is not None  # as there is a batch
-        return equations.solve(), spread.variance
+        equations.over(self._calibration.ranks)
+        spread.over(self._calibration.ranks)
+        return self._solved(equations), spread.variance
 
-    def _held_out(self, batch: int, seen: int, samples: int) -> Tensor:
+    def _solved(self, equations: Equations) -> Fit:
+        """The fit, which rank 0 makes for all."""
+
+        def solve() -> dict[str, Tensor]:
+            fit = equations.solve()
+            figures = torch.tensor([fit.before, fit.after, fit.strength], dtype=torch.float64)
+            return {"weights": weights(fit.operator), "figures": figures}
+
+        found = self._calibration.ranks.first_tensors("a fit", solve)
+        operator = with_weights(equations.operator, found["weights"].to(equations.device))
+        return Fit(operator, *found["figures"].tolist())
+
+    def _held_out(self, batch: int, samples: int) -> Tensor:
         """Which samples choose the strength: those of whole batches, where there are enough."""
         if self._batches >= _HELD_OUT_EVERY:
             return torch.full((samples,), batch % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1)
+        seen = batch * samples
         return torch.arange(seen, seen + samples) % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
 
     def _runs(self, number: int) -> Iterator[tuple[int, tuple[Run, Run]]]:
-        """Of each batch the runs of the original and of the reduced graph."""
+        """Of each batch of this rank, by its place among all, the runs of both graphs."""
         yield from self._waiting.items()
         self._let_go()
-        if number and len(self._waiting) == self._batches:
+        if number and len(self._waiting) == self._own:
             return
-        for place, (_, batch) in enumerate(self._calibration.batches("")):
+        own = 0
+        for at, batch in self._calibration.batches(""):
+            place, own = self._calibration.place(at), own + 1
             if place in self._waiting:
                 continue
             keep = {each.original for each in self._places[number:]}
@@ -307,6 +349,7 @@ class _Sweep:
             yield place, runs
             self._waiting[place] = runs
             self._let_go()
+        self._own = own
 
     def _begin(self, batch: Any, keep: set[Node]) -> tuple[Run, Run]:
         original, reduced = self._graphs

@@ -98,7 +98,8 @@ class Settling:
         """
         try:
             return self._run(removals)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interruption:
+            self.calibration.ranks.interrupt(interruption)
             if self._accepted is None:
                 raise
             names, form = self._accepted
