@@ -24,7 +24,7 @@ from tests.models import Inverted, Residual, Small, images, seeded
 Figures = dict[str, Any]
 
 
-def batches(count: int = 7, size: int = 12) -> list[Tensor]:
+def batches(count: int = 7, size: int = 24) -> list[Tensor]:
     """The last one is smaller."""
     return [x.double() for x in images(*[size] * (count - 1), size - 5, seed=4)]
 
@@ -53,11 +53,11 @@ def plans(rank: int = 0, ranks: int = 1) -> Figures:
     """Plans by several budgets, importances and compensations, from a loader that all read."""
     found = {}
     whole = model()
-    analysis = fxreduce.analyze(whole, batches(), progress=True)
+    analysis = fxreduce.analyze(whole, batches(), progress=False)
     found["analysis"] = {
         "batches": analysis.batches,
         "entropies": [site.entropy for site in analysis.sites],
-        "counts": [site.statistics.on.tolist() for site in analysis.sites],
+        "counts": {site.name: site.statistics.on.tolist() for site in analysis.sites},
     }
     drop = fxreduce.MaxDrop(0.1, lambda module: agreement(whole, module, rank, ranks))
     for name, options in {
