@@ -102,7 +102,7 @@ class Ranks:
         apart = [number for number, each in enumerate(values) if each != values[0]]
         if apart:
             raise PlanError(
-                f"all ranks must have the same {what}; that of rank {apart[0]} is not rank 0's. "
+                f"all ranks must have the same {what}; rank {apart[0]} has not what rank 0 has. "
                 f"{advice}"
             )
 

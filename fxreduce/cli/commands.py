@@ -10,8 +10,10 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import fxreduce
+from fxreduce.calibration.ranks import is_first
 from fxreduce.cli.demo import Settings, run
 from fxreduce.cli.demo_table import as_json, as_text
 from fxreduce.cli.models import LoadedModel, data_format, load_model
@@ -24,6 +26,7 @@ from fxreduce.errors import PlanError, UnsupportedError
 from fxreduce.planning.budgets import Budget, as_budget
 from fxreduce.report.report import Latency
 from fxreduce.timing import median_latencies
+from fxreduce.training.distributed import process_group
 from fxreduce.training.evaluate import agreement
 
 SCHEMA = 1  # of what --json prints; the documentation's page "JSON output" describes it
@@ -38,13 +41,12 @@ class Inputs:
     data: Data
 
     @classmethod
-    def load(cls, arguments: argparse.Namespace) -> Inputs:
-        """Load what the arguments name, the model onto their device."""
-        device = as_device(arguments.device)
+    def load(cls, arguments: argparse.Namespace, device: torch.device) -> Inputs:
+        """Load what the arguments name, the model onto the device."""
         model = load_model(arguments.model, size=arguments.size, seed=arguments.seed)
         if arguments.weights is not None:
             load_weights(model.module, arguments.weights)
-        elif not arguments.quiet:
+        elif is_first() and not arguments.quiet:
             print(
                 f"note: {model.name} has random weights, so that its figures say nothing about a "
                 "trained one; --weights FILE loads trained weights",
@@ -89,8 +91,14 @@ def demo(arguments: argparse.Namespace) -> None:
 
 def analyze(arguments: argparse.Namespace) -> None:
     """Print the entropy of every rectifier."""
-    inputs = Inputs.load(arguments)
-    analysis = inputs.analyze(arguments, arguments.entropy)
+    with process_group(as_device(arguments.device)) as device:
+        inputs = Inputs.load(arguments, device)
+        analysis = inputs.analyze(arguments, arguments.entropy)
+        if is_first():
+            _tell(inputs, analysis, arguments)
+
+
+def _tell(inputs: Inputs, analysis: fxreduce.Analysis, arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(inputs.describe() | {"analysis": json.loads(analysis.to_json())}))
         return
@@ -112,19 +120,28 @@ def reduce(arguments: argparse.Namespace) -> None:
     if arguments.report is not None:
         check_report(arguments.report)
     budget = parse_budget(arguments.budget)
-    inputs = Inputs.load(arguments)
-    found = next(iter(inputs.data.held_out))[0]
-    held_out = as_tensor(found, "fxreduce reduce").to(arguments.device)
-    plan = _plan(inputs, arguments, budget)
-    original = inputs.model.module
+    with process_group(as_device(arguments.device)) as device:
+        inputs = Inputs.load(arguments, device)
+        found = next(iter(inputs.data.held_out))[0]
+        held_out = as_tensor(found, "fxreduce reduce").to(device)
+        plan = _plan(inputs, arguments, budget)
+        if is_first():  # all have the same plan, one writes
+            _finish(plan, inputs, held_out, arguments)
+
+
+def _finish(
+    plan: fxreduce.Plan, inputs: Inputs, held_out: Tensor, arguments: argparse.Namespace
+) -> None:
+    """Apply the plan, write what comes of it, and print the report."""
+    original, device = inputs.model.module, held_out.device
     reduced = plan.apply(original)
-    agreeing = agreement(original, reduced, inputs.data.held_out, arguments.device)
+    agreeing = agreement(original, reduced, inputs.data.held_out, str(device))
     calls = [partial(module, held_out[:1]) for module in (original, reduced)]
     before, after = median_latencies(calls, held_out.device, rounds=_ROUNDS)
     written = [save(arguments.out, plan, reduced, held_out)]
     report = replace(
         fxreduce.report(reduced),
-        latency=Latency(before, after, f"one image on {arguments.device}"),
+        latency=Latency(before, after, f"one image on {device}"),
         agreement=agreeing,
     )
     if arguments.report is not None:
@@ -146,7 +163,7 @@ def reduce(arguments: argparse.Namespace) -> None:
             f"{len(inputs.data.held_out.indices)} held-out images of {inputs.data.name}"
         )
     print(
-        f"{before * 1e3:.2f} -> {after * 1e3:.2f} ms for one image on {arguments.device}, "
+        f"{before * 1e3:.2f} -> {after * 1e3:.2f} ms for one image on {device}, "
         f"{before / after:.2f} times as fast (median of {_ROUNDS} forwards in turns, eager)"
     )
     print("\n".join(written))
@@ -167,7 +184,8 @@ def _plan(inputs: Inputs, arguments: argparse.Namespace, budget: Budget) -> fxre
             exact=arguments.exact,
         )
     except fxreduce.PlanInterrupted as stopped:
-        print("interrupted: finishing with the removals so far", file=sys.stderr)
+        if is_first():
+            print("interrupted: finishing with the removals so far", file=sys.stderr)
         return stopped.plan
 
 

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import fxreduce
+from fxreduce.planning.budgets import Context, Judge
+from fxreduce.planning.ranking import Rank
 from fxreduce.planning.sensitivity import Sensitivity
-from tests.models import Inverted, Residual, Small, images, seeded
+from tests.models import Inverted, Residual, images, seeded
 
 Figures = dict[str, Any]
 
@@ -69,6 +74,7 @@ def plans(rank: int = 0, ranks: int = 1) -> Figures:
         "speed": {"budget": fxreduce.Speedup(1.2), "refit_scope": "merged"},
     }.items():
         found[name] = told(analysis.plan(**options), whole)
+    found["own"].pop("importances")  # the mean of what the ranks tell, by batches of theirs
     return found
 
 
@@ -85,9 +91,7 @@ class ByBatches(Sensitivity):
 
     def rank(self, stage: Any) -> Any:
         first = next((float(x.sum()) for _, x in stage.calibration.batches("")), 0.0)
-        return {
-            name: fxreduce.registry.Rank(first + place) for place, name in enumerate(stage.sites)
-        }
+        return {name: Rank(first + place) for place, name in enumerate(stage.sites)}
 
 
 def few(rank: int = 0, ranks: int = 1) -> Figures:
@@ -119,6 +123,125 @@ def uneven(rank: int = 0, ranks: int = 1) -> Figures:
     reduced = fxreduce.apply(whole, iter(mine), budget=2)
     state = {name: each.tolist() for name, each in reduced.state_dict().items()}
     return {"removed": fxreduce.report(reduced).removed, "weights": state}
+
+
+@dataclass(frozen=True)
+class ByOutputs:
+    """A budget of one's own that keeps the outputs' squared error below a half."""
+
+    def begin(self, context: Context) -> Judge:
+        return _ErrorJudge(context, torch.cat(context.outputs(context.original)))
+
+
+@dataclass(frozen=True)
+class _ErrorJudge(Judge):
+    context: Context
+    expected: Tensor
+
+    def after(self, candidate: GraphModule) -> str | None:
+        seen = torch.cat(self.context.outputs(candidate))
+        error = float((seen - self.expected).square().sum() / self.expected.square().sum())
+        return None if error < 0.5 else f"the error is {error:.6f}"
+
+
+def own_budget(rank: int = 0, ranks: int = 1) -> Figures:
+    """What a budget of one's own compares are the outputs of all ranks."""
+    whole = model()
+    plan = fxreduce.analyze(whole, batches()).plan(budget=ByOutputs(), compensate="identity")
+    return {"reasons": [each.reason for each in plan.refusals], **told(plan, whole)}
+
+
+def failures(rank: int, ranks: int) -> list[Figures]:
+    """What each of several tasks raises on this rank, and a task that then succeeds."""
+    return [outcome(task, rank) for task in (*TASKS, fine)]
+
+
+def outcome(task: Callable[[int], object], rank: int) -> Figures:
+    try:
+        return {"returned": task(rank)}
+    except fxreduce.PlanInterrupted as error:
+        return {"raised": "PlanInterrupted", "sites": error.plan.sites}
+    except BaseException as error:
+        notes = getattr(error, "__notes__", [])
+        return {"raised": type(error).__name__, "message": str(error), "notes": notes}
+
+
+def not_finite(rank: int) -> object:
+    """Batch 3 is the second one of rank 1."""
+    given = batches()
+    given[3][0] = torch.nan
+    return fxreduce.analyze(model(), given)
+
+
+def no_batches(rank: int) -> object:
+    return fxreduce.analyze(model(), [])
+
+
+def no_such_site(rank: int) -> object:
+    return fxreduce.apply(model(), batches(3), include=["nothing.*"])
+
+
+def other_weights(rank: int) -> object:
+    whole = model()
+    with torch.no_grad():
+        whole.head.weight += rank
+    return fxreduce.analyze(whole, batches(3))
+
+
+def other_budgets(rank: int) -> object:
+    return fxreduce.apply(model(), batches(3), budget=1 + rank, compensate="channel")
+
+
+def broken(rank: int) -> object:
+    def evaluate(module: nn.Module) -> float:
+        if rank == 1:
+            raise ValueError("no labels here")
+        return 1.0
+
+    return fxreduce.apply(model(), batches(3), budget=fxreduce.MaxDrop(0.1, evaluate))
+
+
+def impatient(rank: int, interrupt: Callable[[], None]) -> object:
+    """Interrupted on rank 1 at the third look, when a removal has been accepted."""
+    looks = 0
+
+    def evaluate(module: nn.Module) -> float:
+        nonlocal looks
+        looks += 1
+        if looks == 3 and rank == 1:
+            interrupt()
+        return 1.0
+
+    budget = fxreduce.MaxDrop(0.1, evaluate)
+    options = {"compensate": "channel", "candidates": "sites"}
+    return fxreduce.analyze(model(), batches(3)).plan(budget=budget, **options).sites
+
+
+def interrupted(rank: int) -> object:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    return impatient(rank, interrupt)
+
+
+def signalled(rank: int) -> object:
+    return impatient(rank, lambda: signal.raise_signal(signal.SIGINT))
+
+
+def fine(rank: int) -> object:
+    return fxreduce.analyze(model(), batches(3)).plan(budget=1, compensate="channel").sites
+
+
+TASKS = (
+    not_finite,
+    no_batches,
+    no_such_site,
+    other_weights,
+    other_budgets,
+    broken,
+    interrupted,
+    signalled,
+)
 
 
 def main() -> None:

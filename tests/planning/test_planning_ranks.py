@@ -40,3 +40,42 @@ def assert_alike(found: Any, expected: Any) -> None:
 @pytest.mark.parametrize("task", ["plans", "few", "parted", "uneven"])
 def test_two_ranks_have_the_plans_and_weights_of_one_process(task: str) -> None:
     assert_alike(by_ranks(task), json.loads(json.dumps(getattr(ranks_plan, task)())))
+
+
+def test_a_budget_of_ones_own_sees_the_outputs_of_all_ranks() -> None:
+    expected = json.loads(json.dumps(ranks_plan.own_budget()))
+    assert expected["reasons"]  # with the error in digits
+    assert_alike(by_ranks("own_budget"), expected)
+
+
+def test_what_one_rank_raises_all_raise_and_name_it() -> None:
+    texts = by_two_ranks(["-m", "tests.planning.ranks_plan", "failures"])
+    first, second = (json.loads(text) for text in texts)
+    *failed, fine = zip(first, second, strict=True)
+    stories = dict(zip((task.__name__ for task in ranks_plan.TASKS), failed, strict=True))
+
+    for one, other in (stories["not_finite"],):
+        assert one == other
+        assert one["raised"] == "CalibrationError"
+        assert one["message"].startswith("rank 1: the pre-activation of expand.2 must be finite")
+        assert "in batch 3" in one["message"]
+    # What all are asked for, all refuse, as one process does.
+    for task, message in {
+        "no_batches": "calibration needs at least one batch",
+        "no_such_site": "include takes names of sites or globs over them; 'nothing.*' matches none",
+        "other_weights": "the same weights and statistics; rank 1 has not what rank 0 has",
+        "other_budgets": "all ranks must go the same way",
+    }.items():
+        assert all(message in each["message"] for each in stories[task])
+        assert not any("rank 1: " in each["message"] for each in stories[task])
+    one, other = stories["broken"]
+    assert one["raised"] == "CalibrationError"
+    assert one["message"] == "rank 1 has failed with ValueError: no labels here"
+    assert other["raised"] == "ValueError"
+    assert other["notes"] == ["on rank 1 of torch.distributed"]
+    for task in ("interrupted", "signalled"):
+        one, other = stories[task]
+        assert one == other == {"raised": "PlanInterrupted", "sites": ["depth.2"]}
+    one, other = fine
+    assert one == other
+    assert one["returned"]
