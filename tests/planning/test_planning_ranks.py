@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
 import torch
 
 from tests.planning import ranks_plan
@@ -13,13 +12,6 @@ from tests.ranks import by_two_ranks
 
 # Sums of two ranks are rounded in another order than those of one process.
 ROUNDING = 1e-9
-
-
-def by_ranks(task: str) -> Any:
-    """What two processes find, which is the same, bit for bit."""
-    first, second = by_two_ranks(["-m", "tests.planning.ranks_plan", task])
-    assert first == second
-    return json.loads(first)
 
 
 def assert_alike(found: Any, expected: Any) -> None:
@@ -37,28 +29,30 @@ def assert_alike(found: Any, expected: Any) -> None:
         assert found == expected
 
 
-@pytest.mark.parametrize("task", ["plans", "few", "parted", "uneven"])
-def test_two_ranks_have_the_plans_and_weights_of_one_process(task: str) -> None:
-    assert_alike(by_ranks(task), json.loads(json.dumps(getattr(ranks_plan, task)())))
-
-
-def test_a_budget_of_ones_own_sees_the_outputs_of_all_ranks() -> None:
-    expected = json.loads(json.dumps(ranks_plan.own_budget()))
-    assert expected["reasons"]  # with the error in digits
-    assert_alike(by_ranks("own_budget"), expected)
+# In one pair of processes, as these take longer to begin than to plan.
+def test_two_ranks_have_the_plans_and_weights_of_one_process() -> None:
+    tasks = ("plans", "few", "parted", "uneven", "own_budget")
+    first, second = by_two_ranks(["-m", "tests.planning.ranks_plan", *tasks])
+    assert first == second  # bit for bit
+    found = json.loads(first)
+    for task in tasks:
+        assert_alike(found[task], json.loads(json.dumps(getattr(ranks_plan, task)())))
+    assert found["plans"]["refit"]["fitted"]
+    assert found["own_budget"]["reasons"]  # with the error in digits
+    assert found["parted"]["batches"] == 12
 
 
 def test_what_one_rank_raises_all_raise_and_name_it() -> None:
     texts = by_two_ranks(["-m", "tests.planning.ranks_plan", "failures"])
-    first, second = (json.loads(text) for text in texts)
+    first, second = (json.loads(text)["failures"] for text in texts)
     *failed, fine = zip(first, second, strict=True)
     stories = dict(zip((task.__name__ for task in ranks_plan.TASKS), failed, strict=True))
 
-    for one, other in (stories["not_finite"],):
-        assert one == other
-        assert one["raised"] == "CalibrationError"
-        assert one["message"].startswith("rank 1: the pre-activation of expand.2 must be finite")
-        assert "in batch 3" in one["message"]
+    one, other = stories["not_finite"]
+    assert one == other
+    assert one["raised"] == "CalibrationError"
+    assert one["message"].startswith("rank 1: the pre-activation of expand.2 must be finite")
+    assert "in batch 3" in one["message"]
     # What all are asked for, all refuse, as one process does.
     for task, message in {
         "no_batches": "calibration needs at least one batch",
