@@ -38,6 +38,7 @@ def test_two_ranks_have_the_plans_and_weights_of_one_process() -> None:
     for task in tasks:
         assert_alike(found[task], json.loads(json.dumps(getattr(ranks_plan, task)())))
     assert found["plans"]["refit"]["fitted"]
+    assert found["few"]["wide 4"]["fitted"]  # from the rows themselves
     assert found["own_budget"]["reasons"]  # with the error in digits
     assert found["parted"]["batches"] == 12
 
