@@ -6,7 +6,8 @@ has failed can say so wherever the others are, and none waits for it in vain.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from zlib import crc32
@@ -60,27 +61,30 @@ def broadcast(payload: Tensor, size: int, what: str) -> Tensor:
     data = torch.empty(size, dtype=torch.uint8)
     if not size:
         return data
-    data = (payload if dist.get_rank() == 0 else data).to(_device())
-    _met(what, lambda: dist.broadcast(data, 0))
+    with _meeting(what):
+        data = (payload if dist.get_rank() == 0 else data).to(_device())
+        dist.broadcast(data, 0)
     return data.cpu()
 
 
 def _gathered(vector: Tensor, what: str) -> list[Tensor]:
     """The vectors of all ranks, of equal length, in the order of the ranks, on the CPU."""
-    vector = vector.to(_device())
-    vectors = [torch.empty_like(vector) for _ in range(dist.get_world_size())]
-    _met(what, lambda: dist.all_gather(vectors, vector))
+    with _meeting(what):
+        vector = vector.to(_device())
+        vectors = [torch.empty_like(vector) for _ in range(dist.get_world_size())]
+        dist.all_gather(vectors, vector)
     return [each.cpu() for each in vectors]
 
 
-def _met(what: str, collective: Callable[[], object]) -> None:
+@contextmanager
+def _meeting(what: str) -> Iterator[None]:
     try:
-        collective()
-    except RuntimeError as error:
+        yield
+    except (RuntimeError, ValueError) as error:  # the latter where there is no group any more
         raise RanksLostError(
             f"the ranks of torch.distributed have lost each other at {what!r}: "
             f"{first_line(error)}. Functions that share calibration data are called on every rank, "
-            "and none may end before the others"
+            "while all are in the process group"
         ) from error
 
 
