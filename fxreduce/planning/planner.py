@@ -32,12 +32,13 @@ from fxreduce.planning.example import Example, InputSpec
 from fxreduce.planning.fingerprint import digest, fingerprint
 from fxreduce.planning.gain import Gains, Sites
 from fxreduce.planning.importance import as_importance
-from fxreduce.planning.measure import SiteStatistics, measure
+from fxreduce.planning.measure import SiteStatistics
 from fxreduce.planning.payoff import speedup
 from fxreduce.planning.plan import Plan, PlanInterrupted, Step
 from fxreduce.planning.ranking import Importance, Rank, SiteImportance, Stage, ranked
 from fxreduce.planning.refit import SCOPES
 from fxreduce.planning.regions import regions
+from fxreduce.planning.remeasure import Measuring
 from fxreduce.planning.settle import Settled, Settling
 
 LOCAL = ("identity", "channel")  # what a site alone decides
@@ -105,6 +106,11 @@ class Options:
             raise UnsupportedError(
                 f"refit_scope is one of {', '.join(map(repr, SCOPES))}; seen: {self.refit_scope!r}"
             )
+
+    @property
+    def fits(self) -> bool:
+        """Whether the affine map that fits best takes a site's place, at first or at last."""
+        return self.compensate != "identity"
 
     @property
     def by_region(self) -> bool:
@@ -202,6 +208,7 @@ class _Search:
     order: Order
     names: list[str]
     candidates: list[str]
+    measuring: Measuring
     refused: set[Sites] = field(default_factory=set)
     removals: list[Sites] = field(default_factory=list)
     entropies: dict[str, float] = field(default_factory=dict)
@@ -235,7 +242,25 @@ class _Search:
         )
         crops = options.crops(prepared)
         order = options.order(prepared, crops)
-        return cls(prepared, prepared, calibration, options, judge, crops, order, names, candidates)
+        measuring = Measuring(
+            calibration,
+            example.batch,
+            entropy=options.entropy,
+            moments=options.fits or options.importance.moments,
+            axes=options.axes,
+        )
+        return cls(
+            prepared,
+            prepared,
+            calibration,
+            options,
+            judge,
+            crops,
+            order,
+            names,
+            candidates,
+            measuring,
+        )
 
     def run(self) -> str:
         """Remove sites until something ends it; returns what did."""
@@ -295,14 +320,8 @@ class _Search:
 
     def _measure(self) -> Mapping[str, SiteStatistics]:
         """The sites as they are now; the first time those that shall not be removed, too."""
-        measured = measure(
-            self.current,
-            self.calibration,
-            entropy=self.options.entropy,
-            moments=self._fits or self.options.importance.moments,
-            sites=self.candidates if self.entropies else self.names,
-            axes=self.options.axes,
-        ).sites
+        wanted = self.candidates if self.entropies else self.names
+        measured = self.measuring.measure(self.current, wanted)
         self.entropies |= {name: site.entropy for name, site in measured.items()}
         return measured
 
@@ -323,7 +342,7 @@ class _Search:
         return Linearise(tuple(site.name for site in sites), maps).run(self.current)
 
     def _fit(self, site: SiteStatistics) -> dict[str, ScaleShift]:
-        return {site.name: site.affine_fit()} if self._fits else {}
+        return {site.name: site.affine_fit()} if self.options.fits else {}
 
     def _exceeds(self, sites: Sites) -> bool:
         """Whether a part of the sites is already all that is asked for."""
@@ -348,17 +367,13 @@ class _Search:
             self.maps |= self._fit(site)
         self.removals.append(names)
         self.candidates = [name for name in self.candidates if name not in names]
+        self.measuring.removed(self.current, names)
         self.current = trial.graph_module
         self.order.remove(names)
         return True
 
     def _refuse(self, refusals: Iterable[RefusedRewrite]) -> None:
         self.refusals.extend(each for each in refusals if each not in self.refusals)
-
-    @property
-    def _fits(self) -> bool:
-        """Whether the affine map that fits best takes a site's place, at first or at last."""
-        return self.options.compensate != "identity"
 
 
 def selected(
