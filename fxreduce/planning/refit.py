@@ -13,9 +13,8 @@ from math import inf
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.utils import _pytree as pytree
 
 from fxreduce.calibration.arguments import arguments
 from fxreduce.calibration.batches import Calibration
@@ -30,12 +29,16 @@ from fxreduce.operators.affine import Conv, Operator, Refusal, as_conv, in_doubl
 from fxreduce.operators.patches import weights
 from fxreduce.operators.ridge import FREE, Equations, Fit, Tether, rows_for
 from fxreduce.passes.refit import Refit, fittable, refitted
+from fxreduce.planning.held_out import HeldOutError
 from fxreduce.progress import track
 
 SCOPES = ("merged", "downstream")
 # Bytes of the values of batches that wait at an operator for their turn at the next one. Batches
 # beyond that are run again from the start for every operator.
-CACHE = 1 << 30
+CACHE = 1 << 28
+# Positions of an image are much alike: a fit takes at most one in so many, and of so many images at
+# least, before it does with fewer images than there are.
+_SPARSE, _IMAGES = 4, 256
 # One sample in so many is held out to choose the strength of the ridge.
 _HELD_OUT_EVERY = 4
 # Values that differ by more, relative to the largest one, are not the same value; and those of the
@@ -98,6 +101,7 @@ def refit(
     *,
     sweeps: int | None = None,
     tether: Tether = FREE,
+    errors: HeldOutError | None = None,
 ) -> Refitted:
     """Fit the weights of a merged graph to the original's values.
 
@@ -106,16 +110,20 @@ def refit(
         unmerged: the same with rectifiers replaced, its values named alike.
         merged: what `unmerged` was merged to.
         calibration: with held-out batches.
-        error: the `output_error` of the model that takes over where fitted weights do no better.
+        error: the held-out error of the model that takes over where fitted weights do no better.
         scope: "merged" fits the operators in whose region a rectifier was removed, "downstream"
             all that read what these changed as well.
         sweeps: how often at most; None goes on while the error on held-out batches falls.
         tether: bounds each fit.
+        errors: tells the error of outputs; None makes one.
     """
+    errors = errors or HeldOutError(original, calibration)
     finder = _Finder(original, unmerged, merged, scope)
     places = list(finder.places(calibration))
-    start = {place.value: weights(as_conv(in_double(place.call.operator))) for place in places}
+    # Each gets a bias, and a module of its own.
+    start = {place.value: weights(as_conv(place.call.operator)) for place in places}
     working = Refit(start).run(merged).graph_module
+    del start
     named = by_value(working)
     places = [
         replace(place, call=call)
@@ -126,7 +134,7 @@ def refit(
     best, kept, least, unexplained = error, dict[str, Tensor](), inf, dict[str, float]()
     for number in range((sweeps or _MOST_SWEEPS) if places else 0):
         fitted = sweep.run(f"refitting, sweep {number + 1}")
-        found = output_error(original, working, calibration)
+        found = errors(working)
         least, enough = min(least, found), found > (1 - _GAIN) * best
         if found < best:
             best, kept, unexplained = found, fitted, dict(sweep.unexplained)
@@ -141,19 +149,6 @@ def refit(
         refusals.append(RefusedRewrite("the whole graph", reason, Refit.name))
     result = Refit(kept).run(merged).graph_module
     return Refitted(result, kept, best, error, unexplained, tuple(refusals))
-
-
-def output_error(original: nn.Module, other: nn.Module, calibration: Calibration) -> float:
-    """The squared error of the outputs on held-out batches, relative to the original's square."""
-    apart = whole = 0.0
-    for number, batch in enumerate(calibration.check_batches()):
-        expected, seen = (calibration.run(each, number, batch) for each in (original, other))
-        pairs = zip(pytree.tree_leaves(expected), pytree.tree_leaves(seen), strict=True)
-        for a, b in pairs:
-            if isinstance(a, Tensor) and a.is_floating_point():
-                apart += float((a.double() - b.double()).square().sum())
-                whole += float(a.double().square().sum())
-    return apart / whole if whole else apart
 
 
 class _Finder:
@@ -276,8 +271,11 @@ class _Sweep:
             positions = y.shape[2:].numel()
             if equations is None:  # batches are taken to be like the first one
                 available = len(x) * positions * self._batches
-                rows = rows_for(operator, available) // self._batches + 1
-                equations = Equations(operator, available, x.device, self._tether)
+                wanted = rows_for(operator, available)
+                self._taken = self._enough(wanted, len(x), positions)
+                rows = wanted // self._taken + 1
+                products = torch.promote_types(x.dtype, torch.float32)
+                equations = Equations(operator, available, x.device, self._tether, products)
             held_out = self._held_out(batch, seen, len(x))
             seen += len(x)
             chosen, places = _pick(len(x), positions, rows, batch)
@@ -287,6 +285,11 @@ class _Sweep:
         assert equations is not None  # as there is a batch
         return equations.solve(), spread.variance
 
+    def _enough(self, rows: int, samples: int, positions: int) -> int:
+        """How many of the batches give so many rows, of images that are many and not much alike."""
+        images = max(_IMAGES, -(-rows // max(1, positions // _SPARSE)))
+        return min(self._batches, max(_HELD_OUT_EVERY, -(-images // samples)))
+
     def _held_out(self, batch: int, seen: int, samples: int) -> Tensor:
         """Which samples choose the strength: those of whole batches, where there are enough."""
         if self._batches >= _HELD_OUT_EVERY:
@@ -294,12 +297,20 @@ class _Sweep:
         return torch.arange(seen, seen + samples) % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
 
     def _runs(self, number: int) -> Iterator[tuple[int, tuple[Run, Run]]]:
-        """Of each batch the runs of the original and of the reduced graph."""
-        yield from self._waiting.items()
+        """Of each batch that is taken the runs of the original and of the reduced graph.
+
+        They wait in the order of the batches, so that it is the first ones that do.
+        """
+        self._taken = self._batches  # until the first one has told how many are enough
+        for batch, runs in self._waiting.items():
+            if batch < self._taken:
+                yield batch, runs
         self._let_go()
-        if number and len(self._waiting) == self._batches:
+        if number and len(self._waiting) >= self._taken:
             return
         for place, (_, batch) in enumerate(self._calibration.batches("")):
+            if place >= self._taken:
+                return
             if place in self._waiting:
                 continue
             keep = {each.original for each in self._places[number:]}

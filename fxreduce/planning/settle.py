@@ -10,7 +10,7 @@ cannot be folded, and biases that padding cuts off; so they are left out where t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -28,7 +28,8 @@ from fxreduce.planning.crop import Crops
 from fxreduce.planning.example import Example
 from fxreduce.planning.execute import merge
 from fxreduce.planning.gain import Sites
-from fxreduce.planning.refit import Refitted, output_error, refit
+from fxreduce.planning.held_out import HeldOutError
+from fxreduce.planning.refit import Refitted, refit
 from fxreduce.verify import Checker
 
 # How often a removal is left out for the sake of those behind it.
@@ -89,6 +90,10 @@ class Settling:
     verify: bool = True
     crops: Crops | None = None
     _accepted: tuple[Sites, _Form] | None = field(default=None, init=False)
+    _errors: HeldOutError = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._errors = HeldOutError(self.prepared, self.calibration)
 
     def run(self, removals: Sequence[Sites]) -> Settled:
         """The longest part of the sequence that the judge accepts; what goes together stays so.
@@ -150,26 +155,34 @@ class Settling:
         return reason
 
     def _refitted(self, sites: Sequence[str], *, sweeps: int | None = None) -> _Form:
-        """The refitted model without these sites, in the form that serves best."""
+        """The refitted model without these sites, in the form that serves best.
+
+        Without fitted weights that is the one with the affine maps, or with the identity where
+        that does better.
+        """
         maps = {site: self.maps[site] for site in sites}
         with_maps = self._merged(Linearise(tuple(sites), maps).run(self.prepared).graph_module)
-        error = output_error(self.prepared, with_maps.merged, self.calibration)
-        plain = Linearise(tuple(sites)).run(self.prepared).graph_module
-        for values, start in self._starts(plain, sites):
+        plain = self._merged(Linearise(tuple(sites)).run(self.prepared).graph_module)
+        mapped, bare = self._errors(with_maps.merged), self._errors(plain.merged)
+        error = min(mapped, bare)
+        if (cropped := self._cropped(plain.unmerged, sites)) is not None:
+            values, start = cropped
             fitted = self._fitted(self._merged(start), error, sweeps)
             if fitted.weights:
                 return _Form({}, _places(values, start, fitted), fitted)
+        fitted = self._fitted(plain, error, sweeps)
+        if fitted.weights or bare < mapped:
+            return _Form({}, {}, fitted)
         return _Form(maps, {}, self._fitted(with_maps, error, sweeps))
 
-    def _starts(
+    def _cropped(
         self, plain: GraphModule, sites: Sequence[str]
-    ) -> Iterator[tuple[tuple[str, ...], GraphModule]]:
-        """What fitting may start from, the cheaper first, with the values cropped in it."""
-        if self.crops is not None:
-            values, cropped = self.crops.cropped(plain, sites, self.cost, self.disable)
-            if values:
-                yield values, cropped
-        yield (), plain
+    ) -> tuple[tuple[str, ...], GraphModule] | None:
+        """The cheaper graph that fitting may start from, and the values cropped in it."""
+        if self.crops is None:
+            return None
+        values, cropped = self.crops.cropped(plain, sites, self.cost, self.disable)
+        return (values, cropped) if values else None
 
     def _merged(self, unmerged: GraphModule) -> _Merged:
         example = self.example
@@ -186,6 +199,7 @@ class Settling:
             error,
             self.scope,
             sweeps=sweeps,
+            errors=self._errors,
         )
 
 

@@ -15,9 +15,9 @@ from torch.fx import GraphModule
 import fxreduce
 from fxreduce.calibration.loader import Loader
 from fxreduce.planning import refit as refitting
+from fxreduce.planning.held_out import output_error
 from fxreduce.planning.planner import HELD_OUT_EVERY
 from fxreduce.planning.prepare import prepare
-from fxreduce.planning.refit import output_error
 from tests.models import Inverted, Residual, Small, images, seeded, snapshot
 
 BATCHES = images(32, 32, 32, 32, 32, 32)
