@@ -91,7 +91,7 @@ class Measuring:
         chosen = self._entries.choose(
             graph_module, nodes, self._changed, self._scale, self._batches
         )
-        axes = {site.name: site_axis(graph_module, site) for site in stale} | axes
+        axes = {site.name: site_axis(graph_module, site) for site in stale} | dict(axes)
         parts = _Parts(graph_module, chosen, stale, moments, axes)
         for number, batch in self._batches_to_run():
             start = self._entries.latest(number, self._changed)

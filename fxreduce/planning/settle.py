@@ -10,7 +10,7 @@ cannot be folded, and biases that padding cuts off; so they are left out where t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -161,28 +161,26 @@ class Settling:
         that does better.
         """
         maps = {site: self.maps[site] for site in sites}
-        with_maps = self._merged(Linearise(tuple(sites), maps).run(self.prepared).graph_module)
-        plain = self._merged(Linearise(tuple(sites)).run(self.prepared).graph_module)
-        mapped, bare = self._errors(with_maps.merged), self._errors(plain.merged)
+        with_maps = Linearise(tuple(sites), maps).run(self.prepared).graph_module
+        plain = Linearise(tuple(sites)).run(self.prepared).graph_module
+        # Merging changes nothing, takes long, and makes weights where these share the original's.
+        mapped, bare = self._errors(with_maps), self._errors(plain)
         error = min(mapped, bare)
-        if (cropped := self._cropped(plain.unmerged, sites)) is not None:
-            values, start = cropped
+        for values, start in self._starts(plain, sites):
             fitted = self._fitted(self._merged(start), error, sweeps)
-            if fitted.weights:
+            if fitted.weights or (not values and bare < mapped):
                 return _Form({}, _places(values, start, fitted), fitted)
-        fitted = self._fitted(plain, error, sweeps)
-        if fitted.weights or bare < mapped:
-            return _Form({}, {}, fitted)
-        return _Form(maps, {}, self._fitted(with_maps, error, sweeps))
+        return _Form(maps, {}, self._fitted(self._merged(with_maps), error, sweeps))
 
-    def _cropped(
+    def _starts(
         self, plain: GraphModule, sites: Sequence[str]
-    ) -> tuple[tuple[str, ...], GraphModule] | None:
-        """The cheaper graph that fitting may start from, and the values cropped in it."""
-        if self.crops is None:
-            return None
-        values, cropped = self.crops.cropped(plain, sites, self.cost, self.disable)
-        return (values, cropped) if values else None
+    ) -> Iterator[tuple[tuple[str, ...], GraphModule]]:
+        """What fitting may start from, the cheaper first, with the values cropped in it."""
+        if self.crops is not None:
+            values, cropped = self.crops.cropped(plain, sites, self.cost, self.disable)
+            if values:
+                yield values, cropped
+        yield (), plain
 
     def _merged(self, unmerged: GraphModule) -> _Merged:
         example = self.example
