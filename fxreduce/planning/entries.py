@@ -9,7 +9,7 @@ start again.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from fxreduce.graph.cuts import Cut, cuts
+from fxreduce.graph.cuts import Cut
 from fxreduce.graph.nodes import shape_of
 from fxreduce.graph.recorder import Recorder
 from fxreduce.operators.cost import FlopsCost
@@ -58,6 +58,11 @@ class Entries:
         self._kept: dict[tuple[int, int], list[Values]] = {}
         self._sizes: dict[tuple[int, int], int] = {}
 
+    @property
+    def bytes(self) -> int:
+        """How much is kept."""
+        return sum(self._sizes.values())
+
     def forget_behind(self, place: int) -> None:
         """Drop what is computed at or behind a node that has changed."""
         for key in [key for key in self._kept if key[0] > place]:
@@ -74,34 +79,32 @@ class Entries:
     def choose(
         self,
         graph_module: GraphModule,
+        found: Iterable[Cut],
         sites: Collection[Node],
         changed: int,
         scale: float,
         batches: int,
-    ) -> list[Cut]:
-        """The cuts to keep from now on, in order; entries at any other one are dropped.
+    ) -> tuple[int, ...]:
+        """The places of the cuts to keep from now on, in order.
 
         Args:
+            found: the cuts of the graph.
             sites: the nodes of the sites that may go next.
             changed: the place from which on nodes run again, so that they can be kept.
             scale: how many times as many samples a batch has as the shapes on the graph.
             batches: how many there are.
         """
         known = {place for place, _ in self._kept}
-        possible = {
-            cut.place: cut
-            for cut in cuts(graph_module)
-            if cut.place > changed or cut.place in known
-        }
+        possible = {cut.place: cut for cut in found if cut.place > changed or cut.place in known}
         if not possible or not sites:
-            return []
+            return ()
         nodes = list(graph_module.graph.nodes)
         cost = node_costs(graph_module, FlopsCost())
         work = torch.tensor([0.0, *(cost[node] for node in nodes)]).double().cumsum(0)
         places = torch.tensor(list(possible))
         sizes = torch.tensor([_bytes_about(cut) * scale for cut in possible.values()]).double()
         if float(sizes.min()) > self._bound:
-            return []
+            return ()
         # Where not all batches fit, as many as do at the smallest cut.
         sizes *= max(1, min(batches, self._bound // max(1, int(sizes.min()))))
         wanted = torch.tensor([place for place, node in enumerate(nodes) if node in sites])
@@ -117,19 +120,19 @@ class Entries:
             chosen.append(int(places[best]))
             room -= float(sizes[best])
             saved = torch.maximum(saved, work[places[best]] * reached[best])
-        for key in [key for key in self._kept if key[0] not in chosen]:
-            del self._kept[key], self._sizes[key]
-        return [possible[place] for place in sorted(chosen)]
+        return tuple(sorted(chosen))
 
-    def keep(self, number: int, taps: Mapping[int, Sequence[Tap]]) -> None:
-        """Take over what the taps have of a batch, as long as there is room."""
+    def keep(self, number: int, chosen: Collection[int], taps: Mapping[int, Sequence[Tap]]) -> None:
+        """Of a batch keep what is at the chosen cuts, and what the taps have if there is room."""
+        for key in [(at, of) for at, of in self._kept if of == number and at not in chosen]:
+            del self._kept[key], self._sizes[key]
         for place, values in taps.items():
             calls = zip(*(tap.taken for tap in values), strict=True)
             found = [dict(zip((tap.name for tap in values), call, strict=True)) for call in calls]
             for tap in values:
                 tap.taken.clear()
             size = _bytes(found)
-            if found and sum(self._sizes.values()) + size <= self._bound:
+            if found and self.bytes + size <= self._bound:
                 self._kept[place, number], self._sizes[place, number] = found, size
 
 

@@ -31,6 +31,7 @@ from fxreduce.planning.crop import Crops
 from fxreduce.planning.example import Example, InputSpec
 from fxreduce.planning.fingerprint import digest, fingerprint
 from fxreduce.planning.gain import Gains, Sites
+from fxreduce.planning.held_out import HeldOutError
 from fxreduce.planning.importance import as_importance
 from fxreduce.planning.measure import SiteStatistics
 from fxreduce.planning.payoff import speedup
@@ -171,6 +172,8 @@ def make_plan(
         lines = (stopped, *["interrupted"] * interrupted, *settled.lines)
         weights, reads = dict(settled.weights), dict(settled.reads)
         replaced, cropped = not settled.maps, settled.cropped
+    elif not interrupted:
+        search.drop_maps_that_harm()
     plan = Plan(
         steps=steps,
         regions=regions(graph_module, [step.site for step in steps]),
@@ -298,6 +301,25 @@ class _Search:
             else:
                 break
         return reason or "no site is left to try"
+
+    def drop_maps_that_harm(self) -> None:
+        """Let the identity take the sites' place where that does better on held-out batches.
+
+        Each map is the best one for its own site, which does not make their chain the best one.
+        """
+        if not self.maps:
+            return
+        errors = HeldOutError(self.prepared, self.calibration)
+        plain = Linearise(tuple(self.maps)).run(self.prepared).graph_module
+        mapped, bare = errors(self.current), errors(plain)
+        if bare >= mapped or self.judge.after(plain) is not None:
+            return
+        reason = (
+            "the identity takes the rectifiers' place, as with affine maps the squared error of "
+            f"the output on held-out batches is {mapped:.3g} instead of {bare:.3g}"
+        )
+        self.refusals.append(RefusedRewrite("the whole graph", reason, Linearise.name))
+        self.current, self.maps = plain, {}
 
     def settle(self, example: Example) -> Settled:
         """How far the removals go once the weights are refitted."""

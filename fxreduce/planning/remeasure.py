@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from fxreduce.calibration.batches import Calibration
 from fxreduce.calibration.observer import Observer, require_finite
 from fxreduce.calibration.statistics import ChannelStatistics
-from fxreduce.graph.cuts import Cut, behind
+from fxreduce.graph.cuts import Cut, behind, cuts
 from fxreduce.graph.rectifiers import Site, find_sites
 from fxreduce.passes.observe import Observe, observers, site_axis
 from fxreduce.planning.entries import Entries, Tap, Values, tapped
@@ -50,7 +50,7 @@ class Measuring:
         self._options = (entropy, moments, axes)
         self._scale = _numbers(calibration.first()) / max(1, _numbers(example))
         self._batches = calibration.loader.count()
-        self._entries = Entries(bound)
+        self.entries = Entries(bound)
         self._known: dict[str, SiteStatistics] = {}
         self._numbers: list[int] = []  # of the batches that are measured on
         self._stale: set[str] | None = None  # all
@@ -65,7 +65,7 @@ class Measuring:
         stale = {name for name, node in sites.items() if node in moved}
         self._changed = min(first, self._changed)
         self._stale = None if self._stale is None else self._stale | stale
-        self._entries.forget_behind(first)
+        self.entries.forget_behind(first)
 
     def measure(
         self, graph_module: GraphModule, wanted: Collection[str]
@@ -88,21 +88,22 @@ class Measuring:
     ) -> dict[str, SiteStatistics]:
         entropy, moments, axes = self._options
         nodes = {site.node for site in sites}
-        chosen = self._entries.choose(
-            graph_module, nodes, self._changed, self._scale, self._batches
+        found = {cut.place: cut for cut in cuts(graph_module)}
+        chosen = self.entries.choose(
+            graph_module, found.values(), nodes, self._changed, self._scale, self._batches
         )
         axes = {site.name: site_axis(graph_module, site) for site in stale} | dict(axes)
-        parts = _Parts(graph_module, chosen, stale, moments, axes)
+        parts = _Parts(graph_module, found, chosen, stale, moments, axes)
         for number, batch in self._batches_to_run():
-            start = self._entries.latest(number, self._changed)
+            start = self.entries.latest(number, self._changed)
             part = parts.starting(start)
             if start is None:
                 self._calibration.run(part.module, number, batch)
             else:
-                for values in self._entries.of(start, number):
+                for values in self.entries.of(start, number):
                     part.run(self._calibration, number, values)
             require_finite(part.observers, number)
-            self._entries.keep(number, part.taps)
+            self.entries.keep(number, chosen, part.taps)
         kinds = {site.name: site.rectifier.kind for site in stale}
         return {
             name: SiteStatistics.of(name, kinds[name], axes[name], each, entropy)
@@ -112,7 +113,7 @@ class Measuring:
     def _batches_to_run(self) -> Iterator[tuple[int, Any]]:
         """The batches with their numbers; they are not read where all have entries."""
         description, progress = "measuring entropy", self._calibration.progress
-        starts = [self._entries.latest(number, self._changed) for number in self._numbers]
+        starts = [self.entries.latest(number, self._changed) for number in self._numbers]
         if starts and None not in starts:
             total = len(self._numbers)
             for number in track(self._numbers, description, total=total, progress=progress):
@@ -146,13 +147,14 @@ class _Parts:
     def __init__(
         self,
         graph_module: GraphModule,
-        chosen: Sequence[Cut],
+        found: Mapping[int, Cut],
+        chosen: Sequence[int],
         stale: Sequence[Site],
         moments: bool,
         axes: Mapping[str, int],
     ) -> None:
         self._graph_module, self._last = graph_module, stale[-1].node
-        self._chosen = {cut.place: cut for cut in chosen}
+        self._found, self._chosen = found, chosen
         self._observe = Observe(moments, tuple(site.name for site in stale), axes)
         self._made: dict[int | None, _Part] = {}
 
@@ -174,13 +176,13 @@ class _Parts:
     def _make(self, place: int | None) -> _Part:
         graph_module, inputs = self._graph_module, tuple[str, ...]()
         if place is not None:
-            cut = self._chosen[place]
+            cut = self._found[place]
             graph_module = behind(graph_module, cut, self._last)
             inputs = tuple(value.name for value in cut.values)
         names = {node.name for node in graph_module.graph.nodes}
         further = [
             cut
-            for cut in self._chosen.values()
+            for cut in map(self._found.__getitem__, self._chosen)
             if cut.first.name in names and (place is None or cut.place > place)
         ]
         graph_module, taps = tapped(graph_module, further)
