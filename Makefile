@@ -12,7 +12,8 @@ PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-torch check lint types docs zoo fuzz dist backend
-.PHONY: bench-calibration bench-fusion bench-frontier bench-scale bench-cost bench-backend
+.PHONY: bench-calibration bench-economy bench-fusion bench-frontier bench-scale bench-cost
+.PHONY: bench-backend
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 24
@@ -51,6 +52,9 @@ backend: $(STAMP) ## run the tests of the backend for torch.compile with inducto
 
 bench-calibration: $(STAMP) ## time calibration against the plain forward
 	$(BIN)/python benchmarks/calibration.py
+
+bench-economy: $(STAMP) ## what reducing takes over the plain forward, and how many images are enough
+	$(BIN)/python benchmarks/economy.py
 
 bench-fusion: $(STAMP) ## time merged models against deleted ones with batch-norms folded
 	$(BIN)/python benchmarks/fusion.py

@@ -15,7 +15,7 @@ import fxreduce
 ROOT = Path(fxreduce.__file__).parent
 # From the ground floor up; what stands together may import each other.
 FLOORS = (
-    ("errors", "extensions", "progress", "files", "plain", "timing", "versions"),
+    ("errors", "extensions", "extras", "progress", "files", "plain", "timing", "versions"),
     ("data",),
     ("operators",),
     ("graph",),

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import fxreduce
 from fxreduce.calibration.ranks import is_first
@@ -20,14 +19,15 @@ from fxreduce.cli.models import LoadedModel, data_format, load_model
 from fxreduce.cli.report_file import check_report, save_report
 from fxreduce.cli.saving import check_destination, save
 from fxreduce.cli.weights import load_weights
-from fxreduce.data.dataset import InputBatches, as_tensor
+from fxreduce.data.dataset import InputBatches, first_samples
+from fxreduce.data.formats import TextFormat
 from fxreduce.data.names import Data, load_data
 from fxreduce.errors import PlanError, UnsupportedError
 from fxreduce.planning.budgets import Budget, as_budget
 from fxreduce.report.report import Latency
 from fxreduce.timing import median_latencies
 from fxreduce.training.distributed import process_group
-from fxreduce.training.evaluate import agreement
+from fxreduce.training.evaluate import agreement, call, to_device
 
 SCHEMA = 1  # of what --json prints; the documentation's page "JSON output" describes it
 _ROUNDS = 20
@@ -35,7 +35,7 @@ _ROUNDS = 20
 
 @dataclass(frozen=True)
 class Inputs:
-    """The model and the images of a command."""
+    """The model and the data of a command."""
 
     model: LoadedModel
     data: Data
@@ -52,9 +52,12 @@ class Inputs:
                 "trained one; --weights FILE loads trained weights",
                 file=sys.stderr,
             )
+        form = data_format(model, arguments.tokenizer)
+        if isinstance(form, TextFormat):  # which a model of a file does not say
+            model = replace(model, images=None)
         data = load_data(
             arguments.data,
-            data_format(model, arguments.tokenizer),
+            form,
             samples=arguments.samples,
             batch_size=arguments.batch_size,
             seed=arguments.seed,
@@ -62,8 +65,13 @@ class Inputs:
         model.module.to(device)
         return cls(model, data)
 
+    @property
+    def kind(self) -> str:
+        """What a sample is."""
+        return "text" if self.model.images is None else "image"
+
     def analyze(self, arguments: argparse.Namespace, entropy: str = "paper") -> fxreduce.Analysis:
-        """Measure the model's rectifiers on the calibration images."""
+        """Measure the model's rectifiers on the calibration data."""
         return fxreduce.analyze(
             self.model.module,
             InputBatches(self.data.calibration),
@@ -105,11 +113,10 @@ def _tell(inputs: Inputs, analysis: fxreduce.Analysis, arguments: argparse.Names
     print(analysis.table())
     samples = len(inputs.data.calibration.indices)
     images = inputs.model.images
-    kind = "texts" if images is None else "images"
     pixels = "" if images is None else f", {'x'.join(map(str, images.size))} pixels"
     print(
-        f"\n{len(analysis.sites)} rectifiers, measured on {samples} {kind} of {inputs.data.name}"
-        f"{pixels}"
+        f"\n{len(analysis.sites)} rectifiers, measured on {samples} {inputs.kind}s of "
+        f"{inputs.data.name}{pixels}"
     )
 
 
@@ -122,26 +129,25 @@ def reduce(arguments: argparse.Namespace) -> None:
     budget = parse_budget(arguments.budget)
     with process_group(as_device(arguments.device)) as device:
         inputs = Inputs.load(arguments, device)
-        found = next(iter(inputs.data.held_out))[0]
-        held_out = as_tensor(found, "fxreduce reduce").to(device)
         plan = _plan(inputs, arguments, budget)
         if is_first():  # all have the same plan, one writes
-            _finish(plan, inputs, held_out, arguments)
+            _finish(plan, inputs, arguments, device)
 
 
 def _finish(
-    plan: fxreduce.Plan, inputs: Inputs, held_out: Tensor, arguments: argparse.Namespace
+    plan: fxreduce.Plan, inputs: Inputs, arguments: argparse.Namespace, device: torch.device
 ) -> None:
     """Apply the plan, write what comes of it, and print the report."""
-    original, device = inputs.model.module, held_out.device
+    original = inputs.model.module
     reduced = plan.apply(original)
     agreeing = agreement(original, reduced, inputs.data.held_out, str(device))
-    calls = [partial(module, held_out[:1]) for module in (original, reduced)]
-    before, after = median_latencies(calls, held_out.device, rounds=_ROUNDS)
-    written = [save(arguments.out, plan, reduced, held_out)]
+    sample = to_device(first_samples(next(iter(inputs.data.held_out))[0], 1), device)
+    calls = [partial(call, module, sample) for module in (original, reduced)]
+    before, after = median_latencies(calls, device, rounds=_ROUNDS)
+    written = [save(arguments.out, plan, reduced, sample)]
     report = replace(
         fxreduce.report(reduced),
-        latency=Latency(before, after, f"one image on {device}"),
+        latency=Latency(before, after, f"one {inputs.kind} on {device}"),
         agreement=agreeing,
     )
     if arguments.report is not None:
@@ -160,10 +166,10 @@ def _finish(
     if agreeing is not None:
         print(
             f"same prediction as the original on {agreeing:.1%} of "
-            f"{len(inputs.data.held_out.indices)} held-out images of {inputs.data.name}"
+            f"{len(inputs.data.held_out.indices)} held-out {inputs.kind}s of {inputs.data.name}"
         )
     print(
-        f"{before * 1e3:.2f} -> {after * 1e3:.2f} ms for one image on {device}, "
+        f"{before * 1e3:.2f} -> {after * 1e3:.2f} ms for one {inputs.kind} on {device}, "
         f"{before / after:.2f} times as fast (median of {_ROUNDS} forwards in turns, eager)"
     )
     print("\n".join(written))
@@ -190,7 +196,7 @@ def _plan(inputs: Inputs, arguments: argparse.Namespace, budget: Budget) -> fxre
 
 
 def parse_budget(text: str) -> Budget:
-    """The budget that `text` stands for: a count, a fraction, `entropy<BITS` or a budget's name.
+    """The budget that `text` stands for: a count, a fraction, `entropy<BITS`, `1.5x` or a name.
 
     Raises:
         PlanError: It is none of these.
@@ -199,6 +205,8 @@ def parse_budget(text: str) -> Budget:
     try:
         if sign and kind.strip() == "entropy":
             return fxreduce.EntropyBelow(float(bits))
+        if text.endswith("x"):
+            return fxreduce.Speedup(float(text[:-1]))
         return as_budget(float(text) if any(mark in text for mark in ".e") else int(text))
     except ValueError:
         pass
@@ -207,7 +215,7 @@ def parse_budget(text: str) -> Budget:
     except PlanError:
         raise PlanError(
             "--budget is a number of rectifiers (8), a fraction of them (0.5), 'entropy<BITS' "
-            f"(entropy<0.3) or auto; got {text!r}"
+            f"(entropy<0.3), a gain by the cost model (1.5x) or auto; got {text!r}"
         ) from None
 
 

@@ -8,14 +8,14 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import fxreduce
 from fxreduce.cli.errors import UsageError
 from fxreduce.cli.saving import FORMATS
-from fxreduce.errors import UnsupportedError, first_line, missing_extra
+from fxreduce.errors import UnsupportedError, first_line
+from fxreduce.extras import required
 from fxreduce.plain import rebuilt
 from fxreduce.report.table import table
 from fxreduce.saving.model_file import ModelFile
@@ -106,10 +106,7 @@ def _program(path: Path) -> Found:
 
 
 def _onnx(path: Path) -> Found:
-    try:
-        onnx: Any = import_module("onnx")
-    except ImportError:
-        raise missing_extra("onnx", str(path), "export") from None
+    onnx = required("onnx", str(path), "export")
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import fxreduce
+from fxreduce.calibration.statistics import VARIANTS
 from fxreduce.cli.commands import analyze, demo, reduce
 from fxreduce.cli.completion import add_completion
 from fxreduce.cli.inspect import inspect
@@ -92,10 +93,10 @@ def _add_analyze(parser: argparse.ArgumentParser) -> None:
     _add_inputs(parser)
     parser.add_argument(
         "--entropy",
-        choices=("paper", "easier-code"),
-        default="paper",
-        help="pooled over all images (the papers), or averaged over batches with zero counted as "
-        "on (EASIER's published code); default %(default)s",
+        choices=VARIANTS,
+        default=VARIANTS[0],
+        help="pooled over all images (the papers), or averaged over batches, with zero counted as "
+        "on (EASIER's published code) or as off (EGP's); default %(default)s",
     )
     _add_common(parser)
     parser.set_defaults(run=analyze)
@@ -122,8 +123,8 @@ def _add_reduce(parser: argparse.ArgumentParser) -> None:
         default="auto",
         metavar="B",
         help="how much to remove: a number of rectifiers (8), a fraction of them (0.5), all below "
-        "an entropy in bits ('entropy<0.3'), or auto: as long as 99%% of the predictions on "
-        "calibration images stay (default)",
+        "an entropy in bits ('entropy<0.3'), until the cost model sees a gain (1.5x), or auto: as "
+        "long as 99%% of the predictions on calibration data stay (default)",
     )
     parser.add_argument(
         "--importance",
@@ -213,10 +214,14 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=256,
         metavar="N",
-        help="calibrate on at most N images (default %(default)s)",
+        help="calibrate on at most N images or texts (default %(default)s)",
     )
     parser.add_argument(
-        "--batch-size", type=positive, default=32, metavar="N", help="images (default %(default)s)"
+        "--batch-size",
+        type=positive,
+        default=32,
+        metavar="N",
+        help="images or texts (default %(default)s)",
     )
     parser.add_argument("--device", default="cpu", help="as in cuda:0 (default %(default)s)")
 

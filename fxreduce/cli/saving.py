@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
-from torch import Tensor
 from torch.fx import GraphModule
 
 import fxreduce
@@ -57,14 +56,14 @@ def require_writable(option: str, path: Path) -> None:
         raise UsageError(f"{option} {path}: cannot write to {path.parent}: {error}") from error
 
 
-def save(path: Path, plan: fxreduce.Plan, reduced: GraphModule, images: Tensor) -> str:
+def save(path: Path, plan: fxreduce.Plan, reduced: GraphModule, sample: Inputs) -> str:
     """Write the plan or the reduced model, as the suffix says; returns a sentence about the file.
 
     Args:
         path: A destination that `check_destination` has accepted.
         plan: What `reduced` was made by.
         reduced: The reduced model.
-        images: `[N, C, H, W]`, to export the model with.
+        sample: One sample, to export the model with.
 
     Raises:
         UnsupportedError: The format cannot express the model, or a package is missing.
@@ -72,7 +71,7 @@ def save(path: Path, plan: fxreduce.Plan, reduced: GraphModule, images: Tensor) 
         PlanError: The file cannot be written.
     """
     if path.suffix != PLAN:
-        return save_model(path, reduced, images[:1])
+        return save_model(path, reduced, sample)
     plan.save(path)
     return _written(path)
 

@@ -96,6 +96,13 @@ class DataSet:
         return Batches(self.source, indices, batch_size)
 
 
+def first_samples(inputs: Inputs, count: int) -> Inputs:
+    """The first `count` samples of a batch."""
+    if isinstance(inputs, dict):
+        return {name: value[:count] for name, value in inputs.items()}
+    return inputs[:count]
+
+
 def as_tensor(inputs: Inputs, purpose: str) -> Tensor:
     """The inputs where they are images `[N, C, H, W]`.
 

@@ -95,9 +95,7 @@ def measure(
     kinds = {site.name: site.rectifier.kind for site in find_sites(graph_module)}
     ranks = calibration.ranks
     own = {each.site: each.statistics for each in watching if each.has_seen}
-    merged = over_ranks(own, ranks, calibration.device)
-    if unseen := [each.site for each in watching if each.site not in merged]:
-        raise CalibrationError(f"{unseen[0]} has seen no values; calibrate with other batches")
+    merged = of_all_ranks(own, [each.site for each in watching], calibration)
     found = {
         each.site: SiteStatistics.of(
             each.site,
@@ -109,3 +107,17 @@ def measure(
         for each in watching
     }
     return Measurement(found, sum(ranks.all("counting batches", count)))
+
+
+def of_all_ranks(
+    own: Mapping[str, ChannelStatistics], sites: Sequence[str], calibration: Calibration
+) -> dict[str, ChannelStatistics]:
+    """The statistics of sites over the batches of all ranks, from what this one has seen.
+
+    Raises:
+        CalibrationError: no rank has seen values of a site.
+    """
+    merged = over_ranks(own, calibration.ranks, calibration.device)
+    if unseen := [site for site in sites if site not in merged]:
+        raise CalibrationError(f"{unseen[0]} has seen no values; calibrate with other batches")
+    return merged

@@ -85,6 +85,12 @@ def graph_cost(graph_module: GraphModule, cost: CostModel) -> float:
     return sum(costs(cost, [each for node in nodes for each in _calls(graph_module, node)]))
 
 
+def node_costs(graph_module: GraphModule, cost: CostModel) -> dict[Node, float]:
+    """What each node of a graph costs."""
+    nodes = graph_module.graph.nodes
+    return {node: sum(costs(cost, _calls(graph_module, node))) for node in nodes}
+
+
 def _calls(graph_module: GraphModule, node: Node) -> list[Candidate]:
     """The node's operators; any other node counts as a pass over the largest tensor it touches."""
     call, module = read_affine(graph_module, node), module_of(graph_module, node)

@@ -58,7 +58,8 @@ def read_weights(path: Path, name: str) -> dict[str, Tensor]:
     """The weights that a plan names.
 
     Raises:
-        PlanError: safetensors is not installed, there is no such file, or it holds other weights.
+        UnsupportedError: safetensors is not installed.
+        PlanError: there is no such file, or it holds other weights.
     """
     beside = path.with_name(name)
     weights = load_weights(beside)

@@ -30,13 +30,15 @@ from fxreduce.planning.crop import Crops
 from fxreduce.planning.example import Example, InputSpec
 from fxreduce.planning.fingerprint import digest, fingerprint
 from fxreduce.planning.gain import Gains, Sites
+from fxreduce.planning.held_out import HeldOutError
 from fxreduce.planning.importance import as_importance
-from fxreduce.planning.measure import SiteStatistics, measure
+from fxreduce.planning.measure import SiteStatistics
 from fxreduce.planning.payoff import speedup
 from fxreduce.planning.plan import Plan, PlanInterrupted, Step
 from fxreduce.planning.ranking import Importance, Rank, SiteImportance, Stage, ranked
 from fxreduce.planning.refit import SCOPES
 from fxreduce.planning.regions import regions
+from fxreduce.planning.remeasure import Measuring
 from fxreduce.planning.settle import Settled, Settling
 from fxreduce.planning.shared_cost import own_cost, shared_cost
 
@@ -107,6 +109,11 @@ class Options:
             )
 
     @property
+    def fits(self) -> bool:
+        """Whether the affine map that fits best takes a site's place, at first or at last."""
+        return self.compensate != "identity"
+
+    @property
     def by_region(self) -> bool:
         """Whether what is removed goes by what it saves."""
         return self.candidates == "regions" or (
@@ -167,6 +174,8 @@ def make_plan(
         lines = (stopped, *["interrupted"] * interrupted, *settled.lines)
         weights, reads = dict(settled.weights), dict(settled.reads)
         replaced, cropped = not settled.maps, settled.cropped
+    elif not interrupted:
+        search.drop_maps_that_harm()
     plan = Plan(
         steps=steps,
         regions=regions(graph_module, [step.site for step in steps]),
@@ -207,6 +216,7 @@ class _Search:
     order: Order
     names: list[str]
     candidates: list[str]
+    measuring: Measuring
     refused: set[Sites] = field(default_factory=set)
     removals: list[Sites] = field(default_factory=list)
     entropies: dict[str, float] = field(default_factory=dict)
@@ -241,7 +251,25 @@ class _Search:
         )
         crops = options.crops(prepared)
         order = options.order(prepared, crops)
-        return cls(prepared, prepared, calibration, options, judge, crops, order, names, candidates)
+        measuring = Measuring(
+            calibration,
+            example.batch,
+            entropy=options.entropy,
+            moments=options.fits or options.importance.moments,
+            axes=options.axes,
+        )
+        return cls(
+            prepared,
+            prepared,
+            calibration,
+            options,
+            judge,
+            crops,
+            order,
+            names,
+            candidates,
+            measuring,
+        )
 
     def run(self) -> str:
         """Remove sites until something ends it; returns what did."""
@@ -286,6 +314,25 @@ class _Search:
         chosen = self.calibration.ranks.first("choosing", lambda: found)
         return [tuple(sites) for sites in chosen]
 
+    def drop_maps_that_harm(self) -> None:
+        """Let the identity take the sites' place where that does better on held-out batches.
+
+        Each map is the best one for its own site, which does not make their chain the best one.
+        """
+        if not self.maps:
+            return
+        errors = HeldOutError(self.prepared, self.calibration)
+        plain = Linearise(tuple(self.maps)).run(self.prepared).graph_module
+        mapped, bare = errors(self.current), errors(plain)
+        if bare >= mapped or self.judge.after(plain) is not None:
+            return
+        reason = (
+            "the identity takes the rectifiers' place, as with affine maps the squared error of "
+            f"the output on held-out batches is {mapped:.3g} instead of {bare:.3g}"
+        )
+        self.refusals.append(RefusedRewrite("the whole graph", reason, Linearise.name))
+        self.current, self.maps = plain, {}
+
     def settle(self, example: Example) -> Settled:
         """How far the removals go once the weights are refitted."""
         options = self.options
@@ -307,14 +354,8 @@ class _Search:
 
     def _measure(self) -> Mapping[str, SiteStatistics]:
         """The sites as they are now; the first time those that shall not be removed, too."""
-        measured = measure(
-            self.current,
-            self.calibration,
-            entropy=self.options.entropy,
-            moments=self._fits or self.options.importance.moments,
-            sites=self.candidates if self.entropies else self.names,
-            axes=self.options.axes,
-        ).sites
+        wanted = self.candidates if self.entropies else self.names
+        measured = self.measuring.measure(self.current, wanted)
         self.entropies |= {name: site.entropy for name, site in measured.items()}
         return measured
 
@@ -335,7 +376,7 @@ class _Search:
         return Linearise(tuple(site.name for site in sites), maps).run(self.current)
 
     def _fit(self, site: SiteStatistics) -> dict[str, ScaleShift]:
-        return {site.name: site.affine_fit()} if self._fits else {}
+        return {site.name: site.affine_fit()} if self.options.fits else {}
 
     def _exceeds(self, sites: Sites) -> bool:
         """Whether a part of the sites is already all that is asked for."""
@@ -360,17 +401,13 @@ class _Search:
             self.maps |= self._fit(site)
         self.removals.append(names)
         self.candidates = [name for name in self.candidates if name not in names]
+        self.measuring.removed(self.current, names)
         self.current = trial.graph_module
         self.order.remove(names)
         return True
 
     def _refuse(self, refusals: Iterable[RefusedRewrite]) -> None:
         self.refusals.extend(each for each in refusals if each not in self.refusals)
-
-    @property
-    def _fits(self) -> bool:
-        """Whether the affine map that fits best takes a site's place, at first or at last."""
-        return self.options.compensate != "identity"
 
 
 def selected(

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf
+from math import inf, prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.utils import _pytree as pytree
 
 from fxreduce.calibration.arguments import arguments
 from fxreduce.calibration.batches import Calibration
@@ -31,12 +30,16 @@ from fxreduce.operators.affine import Conv, Operator, Refusal, as_conv, in_doubl
 from fxreduce.operators.patches import weights, with_weights
 from fxreduce.operators.ridge import FREE, Equations, Fit, Tether, rows_for
 from fxreduce.passes.refit import Refit, fittable, refitted
+from fxreduce.planning.held_out import HeldOutError
 from fxreduce.progress import track
 
 SCOPES = ("merged", "downstream")
 # Bytes of the values of batches that wait at an operator for their turn at the next one. Batches
 # beyond that are run again from the start for every operator.
-CACHE = 1 << 30
+CACHE = 1 << 28
+# Positions of an image are much alike: a fit takes at most one in so many, and of so many images at
+# least, before it does with fewer images than there are.
+_SPARSE, _IMAGES = 4, 256
 # One sample in so many is held out to choose the strength of the ridge.
 _HELD_OUT_EVERY = 4
 # Values that differ by more, relative to the largest one, are not the same value; and those of the
@@ -87,13 +90,14 @@ class _Place:
         value: the name of its value.
         call: the operator.
         original: the node of the original with its value.
-        rows: how many rows a batch has to fit to, by the first one.
+        samples, positions: how many a batch has of each to fit to, by the first one.
     """
 
     value: str
     call: AffineCall
     original: Node
-    rows: int
+    samples: int
+    positions: int
 
 
 @torch.no_grad()
@@ -107,6 +111,7 @@ def refit(
     *,
     sweeps: int | None = None,
     tether: Tether = FREE,
+    errors: HeldOutError | None = None,
 ) -> Refitted:
     """Fit the weights of a merged graph to the original's values.
 
@@ -115,16 +120,20 @@ def refit(
         unmerged: the same with rectifiers replaced, its values named alike.
         merged: what `unmerged` was merged to.
         calibration: with held-out batches.
-        error: the `output_error` of the model that takes over where fitted weights do no better.
+        error: the held-out error of the model that takes over where fitted weights do no better.
         scope: "merged" fits the operators in whose region a rectifier was removed, "downstream"
             all that read what these changed as well.
         sweeps: how often at most; None goes on while the error on held-out batches falls.
         tether: bounds each fit.
+        errors: tells the error of outputs; None makes one.
     """
+    errors = errors or HeldOutError(original, calibration)
     finder = _Finder(original, unmerged, merged, scope)
     places = list(finder.places(calibration))
-    start = {place.value: weights(as_conv(in_double(place.call.operator))) for place in places}
+    # Each gets a bias, and a module of its own.
+    start = {place.value: weights(as_conv(place.call.operator)) for place in places}
     working = Refit(start).run(merged).graph_module
+    del start
     named = by_value(working)
     places = [
         replace(place, call=call)
@@ -135,7 +144,7 @@ def refit(
     best, kept, least, unexplained = error, dict[str, Tensor](), inf, dict[str, float]()
     for number in range((sweeps or _MOST_SWEEPS) if places else 0):
         fitted = sweep.run(f"refitting, sweep {number + 1}")
-        found = output_error(original, working, calibration)
+        found = errors(working)
         least, enough = min(least, found), found > (1 - _GAIN) * best
         if found < best:
             best, kept, unexplained = found, fitted, dict(sweep.unexplained)
@@ -150,22 +159,6 @@ def refit(
         refusals.append(RefusedRewrite("the whole graph", reason, Refit.name))
     result = Refit(kept).run(merged).graph_module
     return Refitted(result, kept, best, error, unexplained, tuple(refusals))
-
-
-def output_error(original: nn.Module, other: nn.Module, calibration: Calibration) -> float:
-    """The squared error of the outputs on held-out batches, relative to the original's square."""
-    apart = whole = 0.0
-    for number, batch in enumerate(calibration.check_batches()):
-        expected, seen = (calibration.run(each, number, batch) for each in (original, other))
-        pairs = zip(pytree.tree_leaves(expected), pytree.tree_leaves(seen), strict=True)
-        for a, b in pairs:
-            if isinstance(a, Tensor) and a.is_floating_point():
-                apart += float((a.double() - b.double()).square().sum())
-                whole += float(a.double().square().sum())
-    sums = {"sums": torch.tensor([apart, whole], dtype=torch.float64)}
-    found = calibration.ranks.added("the error of the output", sums)["sums"]
-    apart, whole = float(found[0]), float(found[1])
-    return apart / whole if whole else apart
 
 
 class _Finder:
@@ -203,24 +196,25 @@ class _Finder:
             for graph, keep in zip(self._graphs, zip(*nodes, strict=True), strict=True)
         ]
 
-        def changed() -> Iterator[int]:
-            """The numbers in the values that removals changed; 0 for those that are to stay."""
+        def changed() -> Iterator[list[int]]:
+            """The shapes of the values that removals changed; none for those that are to stay."""
             for place in nodes:
                 values = (run.take(node) for run, node in zip(runs, place, strict=True))
                 expected, plain, seen = values
                 stays = _apart(plain, seen) > _SAME or _apart(expected, plain) <= _UNCHANGED
-                yield 0 if stays else expected.numel()
+                yield [] if stays else list(expected.shape)
 
-        sizes = calibration.ranks.first("what removals changed", lambda: list(changed()))
-        for place, size in zip(nodes, sizes, strict=True):
+        shapes = calibration.ranks.first("what removals changed", lambda: list(changed()))
+        for place, shape in zip(nodes, shapes, strict=True):
             call, value = found[place[2]], place[2].meta[VALUE]
-            if not size:
+            if not shape:
                 continue
             if isinstance(call, Refusal):
                 self.refusals.append(RefusedRewrite(value, call.reason, Refit.name))
             elif self._scope == "downstream" or self._spans_removal(place[0], call):
-                channels = as_conv(call.operator).out_channels
-                yield _Place(value, call, place[0], size // channels)
+                *samples, _ = shape[: len(shape) - call.operator.rank]
+                positions = prod(shape[len(shape) - call.operator.rank :])
+                yield _Place(value, call, place[0], prod(samples), positions)
 
     def _spans_removal(self, node: Node, call: AffineCall) -> bool:
         """Whether a rectifier was removed between the operator's input and its value."""
@@ -270,7 +264,7 @@ class _Sweep:
         self._progress = calibration.progress
         self._places = places
         self._batches = calibration.measured  # by all ranks
-        self._own = -1  # by this one, known after the first time
+        self._own, self._read = set[int](), 0  # places of this one, known so far
 
     def run(self, description: str) -> dict[str, Tensor]:
         """Fit every operator once; returns the weights."""
@@ -297,9 +291,15 @@ class _Sweep:
     def _fit(self, number: int, operator: Conv) -> tuple[Fit, float]:
         """The fit of an operator, and the variance of what it was fitted to."""
         place, spread = self._places[number], _Spread()
-        available = place.rows * self._batches  # batches are taken to be like the first one
-        rows = rows_for(operator, available) // self._batches + 1
-        equations = Equations(operator, available, operator.weight.device, self._tether)
+        # Batches are taken to be like the first one.
+        available = place.samples * place.positions * self._batches
+        wanted = rows_for(operator, available)
+        self._taken = self._enough(wanted, place.samples, place.positions)
+        rows = wanted // self._taken + 1
+        assert place.call.like is not None  # as it has weights
+        products = torch.promote_types(place.call.like.dtype, torch.float32)
+        device = operator.weight.device
+        equations = Equations(operator, available, device, self._tether, products)
         for batch, (original, reduced) in self._runs(number):
             reduced.until(place.call.node)
             x = _samples(reduced.env[place.call.input], operator.rank)
@@ -326,6 +326,16 @@ class _Sweep:
         operator = with_weights(equations.operator, found["weights"].to(equations.device))
         return Fit(operator, *found["figures"].tolist())
 
+    def _enough(self, rows: int, samples: int, positions: int) -> int:
+        """How many of the batches give so many rows, of images that are many and not much alike.
+
+        All, where ranks have parts of their own: the first ones would be those of one rank.
+        """
+        if self._calibration.ranks.size > 1 and not self._calibration.loader.dealt:
+            return self._batches
+        images = max(_IMAGES, -(-rows // max(1, positions // _SPARSE)))
+        return min(self._batches, max(_HELD_OUT_EVERY, -(-images // samples)))
+
     def _held_out(self, batch: int, samples: int) -> Tensor:
         """Which samples choose the strength: those of whole batches, where there are enough."""
         if self._batches >= _HELD_OUT_EVERY:
@@ -334,14 +344,21 @@ class _Sweep:
         return torch.arange(seen, seen + samples) % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
 
     def _runs(self, number: int) -> Iterator[tuple[int, tuple[Run, Run]]]:
-        """Of each batch of this rank, by its place among all, the runs of both graphs."""
-        yield from self._waiting.items()
+        """Of each batch of this rank that is taken the runs, by its place among all.
+
+        They wait in the order of the batches, so that it is the first ones that do.
+        """
+        for place, runs in self._waiting.items():
+            if place < self._taken:
+                yield place, runs
         self._let_go()
-        if number and len(self._waiting) == self._own:
+        own = {place for place in self._own if place < self._taken}
+        if self._taken <= self._read and own <= self._waiting.keys():
             return
-        own = 0
         for at, batch in self._calibration.batches(""):
-            place, own = self._calibration.place(at), own + 1
+            if (place := self._calibration.place(at)) >= self._taken:
+                break
+            self._own.add(place)
             if place in self._waiting:
                 continue
             keep = {each.original for each in self._places[number:]}
@@ -349,7 +366,7 @@ class _Sweep:
             yield place, runs
             self._waiting[place] = runs
             self._let_go()
-        self._own = own
+        self._read = max(self._read, self._taken)
 
     def _begin(self, batch: Any, keep: set[Node]) -> tuple[Run, Run]:
         original, reduced = self._graphs

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from fxreduce.errors import PlanError, first_line
+from fxreduce.extras import required
 from fxreduce.files import write_atomically
 
 SUFFIX = ".safetensors"
@@ -19,10 +19,10 @@ def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Write the weights, atomically.
 
     Raises:
-        PlanError: safetensors is not installed.
+        UnsupportedError: safetensors is not installed.
         OSError: the file cannot be written.
     """
-    library = _library(path)
+    library = _library()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     content: bytes = library.save(tensors)
     write_atomically(path, lambda temporary: _write(temporary, content))
@@ -32,9 +32,10 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     """Read the weights.
 
     Raises:
-        PlanError: safetensors is not installed, or there is no such file.
+        UnsupportedError: safetensors is not installed.
+        PlanError: there is no such file, or it is damaged.
     """
-    library = _library(path)
+    library = _library()
     try:
         tensors: dict[str, Tensor] = library.load_file(path)
     except Exception as error:  # safetensors has an error of its own
@@ -49,10 +50,5 @@ def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def _library(path: Path) -> Any:
-    try:
-        return import_module("safetensors.torch")
-    except ImportError:
-        raise PlanError(
-            f"{path} needs safetensors, which is not installed: pip install fxreduce[export]"
-        ) from None
+def _library() -> Any:
+    return required("safetensors.torch", "a plan with fitted weights", "export")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from fxreduce.calibration.batches import device_of
-from fxreduce.errors import EquivalenceError, UnsupportedError, first_line, missing_extra
+from fxreduce.errors import EquivalenceError, UnsupportedError, first_line
+from fxreduce.extras import required
 from fxreduce.files import write_atomically
 from fxreduce.graph.compare import difference, model_dtype, tolerance
 from fxreduce.graph.signature import Arguments
@@ -158,7 +158,4 @@ def _compare(reduced: GraphModule, run: Callable[[Batch], Any], given: Batch, by
 
 
 def _library(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError:
-        raise missing_extra(name, "an ONNX file", "export") from None
+    return required(name, "an ONNX file", "export")

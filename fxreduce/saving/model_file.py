@@ -10,13 +10,13 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from fxreduce.errors import PlanError, first_line, missing_extra
+from fxreduce.errors import PlanError, first_line
+from fxreduce.extras import required
 from fxreduce.files import write_atomically
 from fxreduce.planning.fingerprint import hash_tensors
 
@@ -121,7 +121,4 @@ def _hash(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _library(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError:
-        raise missing_extra("safetensors", "a reduced model's file", "export") from None
+    return required(name, "a reduced model's file", "export")

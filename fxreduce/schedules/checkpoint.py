@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from torch import Tensor
 
 from fxreduce.calibration.ranks import first_rank, is_first
 from fxreduce.calibration.statistics import ChannelStatistics
-from fxreduce.errors import ScheduleError, first_line, missing_extra
+from fxreduce.errors import ScheduleError, first_line
+from fxreduce.extras import required
 from fxreduce.files import write_atomically
 from fxreduce.schedules.network import Removal, Snapshot
 from fxreduce.schedules.random_state import random_state, set_random_state
@@ -249,10 +249,7 @@ def _write_file(path: Path, content: bytes) -> None:
 
 
 def _library() -> Any:
-    try:
-        return import_module("safetensors.torch")
-    except ImportError:
-        raise missing_extra("safetensors", "a checkpoint", "export") from None
+    return required("safetensors.torch", "a checkpoint", "export")
 
 
 def _damaged(path: Path, error: Exception) -> ScheduleError:

@@ -227,6 +227,7 @@ def test_an_interrupt_is_exit_code_130(
         ("1e-1", fxreduce.Fraction(0.1)),
         ("entropy<0.3", fxreduce.EntropyBelow(0.3)),
         ("entropy < 1", fxreduce.EntropyBelow(1.0)),
+        ("1.5x", fxreduce.Speedup(1.5)),
         ("auto", fxreduce.Fidelity(0.99)),
     ],
 )
@@ -234,7 +235,9 @@ def test_a_budget_is_read_from_text(text: str, budget: fxreduce.Budget) -> None:
     assert parse_budget(text) == budget
 
 
-@pytest.mark.parametrize("text", ["", "many", "entropy<", "entropy<x", "loss<0.1", "-3", "1.5"])
+@pytest.mark.parametrize(
+    "text", ["", "many", "entropy<", "entropy<x", "loss<0.1", "-3", "1.5", "x", "0x"]
+)
 def test_a_malformed_budget_is_refused(text: str) -> None:
     with pytest.raises(PlanError):
         parse_budget(text)

@@ -89,11 +89,28 @@ def test_a_method_runs_on_a_roberta_of_a_folder_and_writes_what_it_merged(
     assert report["removed"][0] in capsys.readouterr().out
 
 
-def test_reducing_a_model_for_text_is_refused_before_the_work(
+@pytest.mark.parametrize("suffix", [".json", ".safetensors", ".pt2"])
+def test_a_model_for_text_is_reduced_and_written(
+    suffix: str, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / f"reduced{suffix}"
+    assert main(["reduce", *command, "--out", str(path), "--budget", "1"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["report"]["removed"] in (["act"], ["act#1"])
+    assert 0 <= content["agreement"] <= 1
+    assert content["image_size"] is None
+    assert main(["inspect", str(path)]) == 0
+
+
+def test_what_is_said_of_a_model_for_text_speaks_of_texts(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["reduce", *command, "--out", str(tmp_path / "plan.json")]) == 2
-    assert "fxreduce reduce takes images; the data are text" in capsys.readouterr().err
+    shown = [word for word in command if word != "--json"]
+    assert main(["reduce", *shown, "--out", str(tmp_path / "plan.json"), "--budget", "1"]) == 0
+    output = capsys.readouterr().out
+    assert "held-out texts of sst2" in output
+    assert "ms for one text on cpu" in output
+    assert "image" not in output
 
 
 def test_a_model_of_transformers_is_built_from_its_configuration(
