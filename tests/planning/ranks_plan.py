@@ -115,7 +115,7 @@ def parted(rank: int = 0, ranks: int = 1) -> Figures:
 
     def loader(number: int) -> DataLoader[Any]:
         sampler = DistributedSampler(data, 2, number, shuffle=True, seed=3)
-        return DataLoader(data, batch_size=6, sampler=sampler)
+        return DataLoader(data, batch_size=12, sampler=sampler)
 
     mine: Any = loader(rank) if ranks > 1 else [*loader(0), *loader(1)]
     analysis = fxreduce.analyze(whole, mine)
@@ -125,7 +125,7 @@ def parted(rank: int = 0, ranks: int = 1) -> Figures:
 def uneven(rank: int = 0, ranks: int = 1) -> Figures:
     """Lists of its own for each rank, one of them empty; alone, the batches of the other."""
     whole = model()
-    mine = [] if rank == 0 and ranks > 1 else batches()
+    mine = [] if rank == 0 and ranks > 1 else batches(6)
     reduced = fxreduce.apply(whole, iter(mine), budget=2)
     state = {name: each.tolist() for name, each in reduced.state_dict().items()}
     return {"removed": fxreduce.report(reduced).removed, "weights": state}

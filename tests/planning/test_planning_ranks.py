@@ -40,7 +40,7 @@ def test_two_ranks_have_the_plans_and_weights_of_one_process() -> None:
     assert found["plans"]["refit"]["fitted"]
     assert found["few"]["wide 4"]["fitted"]  # from the rows themselves
     assert found["own_budget"]["reasons"]  # with the error in digits
-    assert found["parted"]["batches"] == 12
+    assert found["parted"]["batches"] == 6
 
 
 def test_what_one_rank_raises_all_raise_and_name_it() -> None:
