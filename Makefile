@@ -10,7 +10,7 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.fxreduce-installed
 PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 # Benchmarks that one command runs at their full size.
-ALONE   := $(addprefix bench-,calibration fusion scale cost zoo peers frontier pruning)
+ALONE   := $(addprefix bench-,calibration economy fusion scale cost zoo peers frontier pruning)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-torch check lint types docs zoo fuzz dist backend
@@ -58,6 +58,7 @@ bench-short: $(STAMP) ## the same on small sizes, less than 5 minutes, into buil
 	$(BIN)/python -m benchmarks --short
 
 bench-calibration: ## time calibration against the plain forward
+bench-economy: ## what reducing takes over the plain forward, and how many images are enough
 bench-fusion: ## time merged models against deleted ones with batch-norms folded
 bench-scale: ## time the merging passes on graphs of growing size
 bench-cost: ## compare what a cost model says of operators with the time they take

@@ -38,6 +38,14 @@ PARTS = (
         {"whole": "--processes 1", "short": "--models resnet18 --runs 5 --processes 1"},
     ),
     Part(
+        "economy",
+        "benchmarks.economy",
+        {
+            "whole": "--models resnet50 --images 16 --networks",
+            "short": "--models resnet18 --images 16 --size 64 --networks",
+        },
+    ),
+    Part(
         "fusion",
         "benchmarks.fusion",
         {

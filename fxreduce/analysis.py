@@ -118,6 +118,8 @@ class Analysis:
     ) -> Plan:
         """Choose the sites to remove, the best to remove first, measured again after each.
 
+        Under torch.distributed every rank that has made the analysis calls it; see `analyze`.
+
         Args:
             budget: how many sites (int), which fraction of them (float), a Budget, or "auto",
                 which is Fidelity(0.99). Budgets combine: `a & b` allows what both allow.
@@ -161,4 +163,5 @@ class Analysis:
             candidates,
             exact,
         )
-        return make_plan(self.graph_module, self.calibration, self.example, options)
+        with self.calibration.ranks.together():
+            return make_plan(self.graph_module, self.calibration, self.example, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.fx import GraphModule
 from fxreduce.analysis import Analysis
 from fxreduce.calibration.batches import Forward
 from fxreduce.calibration.loader import Loader
+from fxreduce.calibration.ranks import Ranks
 from fxreduce.calibration.statistics import require_variant
 from fxreduce.dynamo.backend import Backend
 from fxreduce.dynamo.find import report_compiled
@@ -32,6 +34,7 @@ from fxreduce.planning.origin import ORIGIN, Origin
 from fxreduce.planning.planner import LOCAL, Options, make_plan, require_compensation
 from fxreduce.planning.prepare import prepare
 from fxreduce.planning.ranking import Importance, SiteImportance
+from fxreduce.planning.shared_cost import shared_cost
 from fxreduce.report.report import Report, report_of
 
 
@@ -47,6 +50,9 @@ def analyze(
     progress: bool | None = None,
 ) -> Analysis:
     """Measure what every rectifier decides, in one pass over the data; the model is unchanged.
+
+    Under torch.distributed every rank calls it, as it does `apply` and `Analysis.plan`: the ranks
+    share the batches, and all get the same; see the guide on several processes.
 
     Args:
         model: in eval mode.
@@ -65,14 +71,18 @@ def analyze(
     Raises:
         CaptureError: the model is in train mode or cannot be captured.
         CalibrationError: no batch, one that the model does not run on, or values that are not
-            finite; batch and site are named.
+            finite; batch and site are named, and of several processes the rank.
         PlanError: an axis is given for a site that the model has not, or from the left.
     """
     require_variant(entropy)
-    loader = Loader(calib_loader, keep=False)
-    graph_module, calibration, example = prepare(model, loader, forward, device, progress)
-    _require_axes(graph_module, axes or {})
-    measured = measure(graph_module, calibration, entropy=entropy, moments=moments, axes=axes)
+    ranks = Ranks.now()
+    with ranks.together():
+        loader = Loader(calib_loader, keep=False)
+        graph_module, calibration, example = prepare(
+            model, loader, forward, device, progress, ranks
+        )
+        _require_axes(graph_module, axes or {})
+        measured = measure(graph_module, calibration, entropy=entropy, moments=moments, axes=axes)
     return Analysis(
         sites=tuple(measured.sites.values()),
         entropy=entropy,
@@ -104,6 +114,8 @@ def apply(
     disable: str | Collection[str] = (),
 ) -> GraphModule:
     """The model without the rectifiers that decide least, merged; the model is unchanged.
+
+    Under torch.distributed every rank calls it, and all get the same, bit for bit; see `analyze`.
 
     Args:
         model: in eval mode.
@@ -137,10 +149,15 @@ def apply(
         disable=disabled,
         verify=verify,
     )
-    loader = Loader(calib_loader, keep=True)
-    graph_module, calibration, example = prepare(model, loader, forward, device, progress)
-    plan = make_plan(graph_module, calibration, example, options)
-    return execute(graph_module, plan.decisions, example=example, verify=verify, disable=disabled)
+    ranks = Ranks.now()
+    with ranks.together():
+        loader = Loader(calib_loader, keep=True)
+        graph_module, calibration, example = prepare(
+            model, loader, forward, device, progress, ranks
+        )
+        plan = make_plan(graph_module, calibration, example, options)
+        decisions = replace(plan.decisions, cost=shared_cost(plan.cost, ranks))
+        return execute(graph_module, decisions, example=example, verify=verify, disable=disabled)
 
 
 def fuse(

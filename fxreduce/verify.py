@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from fxreduce.graph.shapes import call, copied
 from fxreduce.passes.base import Pass, Pipeline, run_pipeline
 
 Forward = Callable[[nn.Module, Any], Any]
+T = TypeVar("T", bound=nn.Module)
 PIPELINE = "fxreduce.pipeline"  # GraphModule.meta key: the passes that made the graph
 
 
@@ -155,9 +156,20 @@ def _compare(
 
 def _outputs(module: nn.Module, forward: Forward, inputs: Any) -> Any:
     """The module's outputs in float64; in its own dtype where its graph is bound to one."""
-    precise = module if model_dtype(module) == torch.float64 else deepcopy(module).double()
+    precise = module if model_dtype(module) == torch.float64 else doubled(module)
     with torch.no_grad():
         try:
             return forward(precise, copied(inputs, torch.float64))
         except (RuntimeError, TypeError, AssertionError):
             return forward(module, copied(inputs))
+
+
+@torch.no_grad()
+def doubled(module: T) -> T:
+    """A copy in float64 that never holds the weights in their own dtype as well."""
+    memo: dict[int, object] = {
+        id(each): nn.Parameter(each.double(), each.requires_grad)
+        for each in module.parameters()
+        if type(each) is nn.Parameter and each.is_floating_point()
+    }
+    return deepcopy(module, memo).double()

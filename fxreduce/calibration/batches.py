@@ -12,6 +12,8 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from fxreduce.calibration.loader import Loader
+from fxreduce.calibration.ranks import ALONE, Ranks
+from fxreduce.calibration.shares import of_all
 from fxreduce.errors import CalibrationError, first_line
 from fxreduce.graph.aliases import Aliases
 from fxreduce.graph.shapes import copied
@@ -30,10 +32,14 @@ class Calibration:
         forward: calls the model on a batch.
         device: where batches are moved to, or None to leave them.
         progress: see `fxreduce.progress.track`.
-        held_out: batches that are kept back for checks. They are kept in memory, as a loader that
-            shuffles would find others.
+        held_out: batches that are kept back for checks, of this rank. They are kept in memory, as a
+            loader that shuffles would find others.
         skip: every how many batches one is left out of measuring, as it is held out; 0: none.
         overwritten: whether the model overwrites its input, so that it gets a copy.
+        ranks: the processes that share the batches. Of those that all of them read, each runs its
+            share; those of parts of their own count as if one process read part after part.
+        total: how many batches all ranks have together, known once some are held out.
+        before: how many the parts of the ranks before this one have, known alike.
     """
 
     loader: Loader
@@ -43,6 +49,9 @@ class Calibration:
     held_out: tuple[Any, ...] = ()
     skip: int = 0
     overwritten: bool = False
+    ranks: Ranks = ALONE
+    total: int = 0
+    before: int = 0
 
     @classmethod
     def of(
@@ -51,6 +60,7 @@ class Calibration:
         loader: Loader,
         forward: Forward | None,
         progress: bool | None,
+        ranks: Ranks = ALONE,
     ) -> Calibration:
         """The calibration of a graph module, on its device."""
         aliases = Aliases(graph_module)
@@ -59,8 +69,9 @@ class Calibration:
             loader,
             forward or DefaultForward.of(graph_module),
             device_of(graph_module),
-            progress,
+            progress if ranks.rank == 0 else False,
             overwritten=any(aliases.overwritten(node) is not None for node in inputs),
+            ranks=ranks,
         )
 
     def first(self) -> Any:
@@ -68,30 +79,71 @@ class Calibration:
         return to_device(self.loader.first(), self.device)
 
     def batches(self, description: str) -> Iterator[tuple[int, Any]]:
-        """The batches to measure on, with their numbers, moved to the device."""
+        """This rank's batches to measure on, with their numbers, moved to the device."""
         total = self.loader.length()
         for number, batch in enumerate(
             track(self.loader, description, total=total, progress=self.progress)
         ):
-            if not self._is_held_out(number):
+            if self._is_own(number) and not self._is_held_out(number):
                 yield number, to_device(batch, self.device)
 
     def hold_out(self, every: int) -> Calibration:
         """This calibration with each `every`-th batch held out: at least one, if there are two."""
         count = self.loader.count()
-        if count < 2:  # then it serves for both
-            return replace(self, held_out=(self.loader.first(),))
-        parted = replace(self, skip=min(every, count))
-        kept = [b for number, b in enumerate(self.loader) if parted._is_held_out(number)]
-        return replace(parted, held_out=tuple(kept))
+        counts = [count] if self.loader.dealt else self.ranks.all("counting batches", count)
+        before = 0 if self.loader.dealt else sum(counts[: self.ranks.rank])
+        known = replace(self, total=sum(counts), before=before)
+        if known.total < 2:  # then it serves for both
+            return replace(known, held_out=known._own())
+        parted = replace(known, skip=min(every, known.total))
+        return replace(parted, held_out=parted._own())
 
     def check_batches(self) -> Iterator[Any]:
-        """The batches held out, moved to the device."""
+        """This rank's batches held out, moved to the device."""
         for batch in self.held_out:
             yield to_device(batch, self.device)
 
+    def outputs(self, module: nn.Module, take: Callable[[Any], Any] | None = None) -> list[Any]:
+        """The module's outputs on the batches held out by all ranks, or what `take` makes of each.
+
+        Raises:
+            CalibrationError: the module does not run on a batch.
+            UnsupportedError: ranks cannot send their outputs to each other.
+        """
+        own = [self.run(module, n, batch) for n, batch in enumerate(self.check_batches())]
+        own = own if take is None else [take(output) for output in own]
+        if self.ranks.size == 1:
+            return own
+        found = of_all(self.ranks, own, in_turn=self.loader.dealt)
+        return [to_device(output, self.device) for output in found]
+
+    def place(self, number: int) -> int:
+        """Where a batch stands among those of all ranks that are measured on, or held out."""
+        whole = self.before + number
+        if not self.skip:
+            return whole
+        held_out = whole // self.skip
+        return held_out if self._is_held_out(number) else whole - held_out
+
+    @property
+    def measured(self) -> int:
+        """How many batches all ranks measure on, once some are held out."""
+        return self.total - self.total // self.skip if self.skip else self.total
+
+    def _own(self) -> tuple[Any, ...]:
+        """This rank's batches that are to be held out; all, where none is left out of measuring."""
+        return tuple(
+            batch
+            for number, batch in enumerate(self.loader)
+            if self._is_own(number) and (not self.skip or self._is_held_out(number))
+        )
+
+    def _is_own(self, number: int) -> bool:
+        """Whether a batch of the loader is this rank's."""
+        return not self.loader.dealt or self.place(number) % self.ranks.size == self.ranks.rank
+
     def _is_held_out(self, number: int) -> bool:
-        return bool(self.skip) and number % self.skip == self.skip - 1
+        return bool(self.skip) and (self.before + number) % self.skip == self.skip - 1
 
     def run(self, module: nn.Module, number: int, batch: Any) -> Any:
         """The module's output on a batch.

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fxreduce.calibration.ranks import Ranks
+from fxreduce.calibration.shares import are_alike, is_parted, one_for_all
 from fxreduce.errors import CalibrationError
 
 
@@ -17,6 +19,9 @@ class Loader:
     Args:
         batches: what the user gave. An iterator can be read only once.
         keep: whether an iterator's batches are kept, so that they can be read again.
+
+    Attributes:
+        dealt: whether all ranks read the same batches, of which each is to run its share.
     """
 
     def __init__(self, batches: Iterable[Any], *, keep: bool) -> None:
@@ -29,6 +34,25 @@ class Loader:
         self._batches = list(batches) if self._once and keep else batches
         self._once = self._once and not keep
         self._opened: Iterator[Any] | None = None
+        self._shared: Any = None  # the ranks' first batch, where they have parts of their own
+        self.dealt = False
+
+    def share(self, ranks: Ranks) -> None:
+        """Find out what the ranks read, before any batch is read.
+
+        Where all have the same first batch and length, they read the same batches, and these are
+        dealt. Otherwise, and where a loader has a DistributedSampler, each has a part of its own;
+        then `first` is the same batch on all ranks.
+
+        Raises:
+            CalibrationError: no rank has a batch.
+        """
+        if ranks.size == 1:
+            return
+        own = self._peek()
+        self.dealt = are_alike(ranks, own, self.length(), is_parted(self._batches))
+        if not self.dealt:
+            self._shared = one_for_all(ranks, own)
 
     def first(self) -> Any:
         """The first batch; the next iteration begins with it and goes on from there.
@@ -36,14 +60,20 @@ class Loader:
         Raises:
             CalibrationError: there is none.
         """
-        iterator = iter(self)
-        for batch in iterator:
-            self._opened = chain([batch], iterator)
+        if (batch := self._peek() if self._shared is None else self._shared) is not None:
             return batch
         raise CalibrationError(
             "calibration needs at least one batch; the loader yielded none. Pass a loader, a list "
             "of batches or any iterable of them that is not exhausted"
         )
+
+    def _peek(self) -> Any:
+        """The first batch of the next iteration, None where there is none."""
+        iterator = iter(self)
+        for batch in iterator:
+            self._opened = chain([batch], iterator)
+            return batch
+        return None
 
     def __iter__(self) -> Iterator[Any]:
         if self._opened is not None:

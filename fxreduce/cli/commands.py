@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import fxreduce
+from fxreduce.calibration.ranks import is_first
 from fxreduce.cli.demo import Settings, run
 from fxreduce.cli.demo_table import as_json, as_text
 from fxreduce.cli.models import LoadedModel, data_format, load_model
@@ -25,6 +26,7 @@ from fxreduce.errors import PlanError, UnsupportedError
 from fxreduce.planning.budgets import Budget, as_budget
 from fxreduce.report.report import Latency
 from fxreduce.timing import median_latencies
+from fxreduce.training.distributed import process_group
 from fxreduce.training.evaluate import agreement, call, to_device
 
 SCHEMA = 1  # of what --json prints; the documentation's page "JSON output" describes it
@@ -39,13 +41,12 @@ class Inputs:
     data: Data
 
     @classmethod
-    def load(cls, arguments: argparse.Namespace) -> Inputs:
-        """Load what the arguments name, the model onto their device."""
-        device = as_device(arguments.device)
+    def load(cls, arguments: argparse.Namespace, device: torch.device) -> Inputs:
+        """Load what the arguments name, the model onto the device."""
         model = load_model(arguments.model, size=arguments.size, seed=arguments.seed)
         if arguments.weights is not None:
             load_weights(model.module, arguments.weights)
-        elif not arguments.quiet:
+        elif is_first() and not arguments.quiet:
             print(
                 f"note: {model.name} has random weights, so that its figures say nothing about a "
                 "trained one; --weights FILE loads trained weights",
@@ -98,8 +99,14 @@ def demo(arguments: argparse.Namespace) -> None:
 
 def analyze(arguments: argparse.Namespace) -> None:
     """Print the entropy of every rectifier."""
-    inputs = Inputs.load(arguments)
-    analysis = inputs.analyze(arguments, arguments.entropy)
+    with process_group(as_device(arguments.device)) as device:
+        inputs = Inputs.load(arguments, device)
+        analysis = inputs.analyze(arguments, arguments.entropy)
+        if is_first():
+            _tell(inputs, analysis, arguments)
+
+
+def _tell(inputs: Inputs, analysis: fxreduce.Analysis, arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(inputs.describe() | {"analysis": json.loads(analysis.to_json())}))
         return
@@ -120,19 +127,27 @@ def reduce(arguments: argparse.Namespace) -> None:
     if arguments.report is not None:
         check_report(arguments.report)
     budget = parse_budget(arguments.budget)
-    inputs = Inputs.load(arguments)
-    plan = _plan(inputs, arguments, budget)
+    with process_group(as_device(arguments.device)) as device:
+        inputs = Inputs.load(arguments, device)
+        plan = _plan(inputs, arguments, budget)
+        if is_first():  # all have the same plan, one writes
+            _finish(plan, inputs, arguments, device)
+
+
+def _finish(
+    plan: fxreduce.Plan, inputs: Inputs, arguments: argparse.Namespace, device: torch.device
+) -> None:
+    """Apply the plan, write what comes of it, and print the report."""
     original = inputs.model.module
     reduced = plan.apply(original)
-    agreeing = agreement(original, reduced, inputs.data.held_out, arguments.device)
-    device = torch.device(arguments.device)
+    agreeing = agreement(original, reduced, inputs.data.held_out, str(device))
     sample = to_device(first_samples(next(iter(inputs.data.held_out))[0], 1), device)
     calls = [partial(call, module, sample) for module in (original, reduced)]
     before, after = median_latencies(calls, device, rounds=_ROUNDS)
     written = [save(arguments.out, plan, reduced, sample)]
     report = replace(
         fxreduce.report(reduced),
-        latency=Latency(before, after, f"one {inputs.kind} on {arguments.device}"),
+        latency=Latency(before, after, f"one {inputs.kind} on {device}"),
         agreement=agreeing,
     )
     if arguments.report is not None:
@@ -154,7 +169,7 @@ def reduce(arguments: argparse.Namespace) -> None:
             f"{len(inputs.data.held_out.indices)} held-out {inputs.kind}s of {inputs.data.name}"
         )
     print(
-        f"{before * 1e3:.2f} -> {after * 1e3:.2f} ms for one {inputs.kind} on {arguments.device}, "
+        f"{before * 1e3:.2f} -> {after * 1e3:.2f} ms for one {inputs.kind} on {device}, "
         f"{before / after:.2f} times as fast (median of {_ROUNDS} forwards in turns, eager)"
     )
     print("\n".join(written))
@@ -175,7 +190,8 @@ def _plan(inputs: Inputs, arguments: argparse.Namespace, budget: Budget) -> fxre
             exact=arguments.exact,
         )
     except fxreduce.PlanInterrupted as stopped:
-        print("interrupted: finishing with the removals so far", file=sys.stderr)
+        if is_first():
+            print("interrupted: finishing with the removals so far", file=sys.stderr)
         return stopped.plan
 
 

@@ -3,7 +3,7 @@
     min over W of  ‖Y − X·Wᵀ‖² + λ·‖(W − W₀)·D‖²,   D² = diag(XᵀX) + ε·mean(diag(XᵀX))
 
 D measures a change of a weight by the change of the output that it makes, so that λ has no unit. It
-is chosen by the error on held-out rows, see `Tether` for its bound. All is done in float64: with
+is chosen by the error on held-out rows, see `Tether` for its bound. It is done in float64: with
 more rows than weights from the normal equations, which are streamed, else from the rows themselves,
 by the dual form
 
@@ -12,8 +12,10 @@ by the dual form
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -31,7 +33,7 @@ _MOST_DUAL, _FEWEST = 2048, 64
 _STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _FROM_TOP = 5
 # Rows that are turned into patches at once, in numbers.
-_CHUNK = 1 << 24
+_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,18 @@ class Tether:
 FREE = Tether()
 
 
+class Others(Protocol):
+    """Processes that have samples of the same operator, see `fxreduce.calibration.ranks.Ranks`."""
+
+    def added(self, what: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The sums of what all have."""
+        ...
+
+    def tensors(self, what: str, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """What each has."""
+        ...
+
+
 @dataclass
 class _Sums:
     """The normal equations: XᵀX [groups, F, F], XᵀY [groups, F, O] and ΣY², of float64."""
@@ -81,9 +95,9 @@ class _Sums:
         return cls(zeros(width), zeros(out), tether)
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        self.xx.baddbmm_(x.mT, x)
-        self.xy.baddbmm_(x.mT, y)
-        self.yy += float(y.square().sum())
+        self.xx += x.mT @ x
+        self.xy += x.mT @ y
+        self.yy += float(y.double().square().sum())
         self.rows += y.shape[1]
 
     def error(self, w: Tensor) -> float:
@@ -104,6 +118,13 @@ class _Sums:
         """The error on other rows of the weights for one strength."""
         return judge.error(self.ridge(start, strength))
 
+    def over(self, others: Others) -> None:
+        """Add what other processes have."""
+        own = {"xx": self.xx, "xy": self.xy, "yy": self.xx.new_tensor([self.yy, self.rows])}
+        found = others.added("the normal equations", own)
+        self.xx, self.xy = found["xx"], found["xy"]
+        self.yy, self.rows = float(found["yy"][0]), int(found["yy"][1])
+
     def joined(self, other: _Sums) -> _Sums:
         xx, xy = self.xx + other.xx, self.xy + other.xy
         return _Sums(xx, xy, self.tether, self.yy + other.yy, self.rows + other.rows)
@@ -114,6 +135,7 @@ class _Rows:
     """The rows themselves: X in parts of [groups, n, F], Y in parts of [groups, n, O]."""
 
     tether: Tether
+    device: torch.device
     parts: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _kept: tuple[_Rows, Tensor, Tensor] | None = None
 
@@ -130,8 +152,8 @@ class _Rows:
 
     def ridge(self, start: Tensor, strength: float) -> Tensor:
         x, _ = self._whole
-        scale = self._dual[0]
-        return start + (x.mT @ self._coefficients(start, strength) / scale.unsqueeze(2)).mT
+        change = x.mT @ self._coefficients(start, strength) / self._scale.unsqueeze(2)
+        return start + change.mT
 
     def error_for(self, start: Tensor, strength: float, judge: _Rows) -> float:
         # Without the weights, which may be many more than the rows.
@@ -139,35 +161,49 @@ class _Rows:
         return float((residual - kernel @ self._coefficients(start, strength)).square().mean())
 
     def _coefficients(self, start: Tensor, strength: float) -> Tensor:
-        """What each row adds to the weights, [groups, n, O]."""
-        _, values, vectors = self._dual
-        _, residual = self._against(self, start)
-        return vectors @ (vectors.mT @ residual / (values.unsqueeze(2) + strength))
+        """What each row adds to the weights, [groups, n, O]; 0 where the equations are singular."""
+        kernel, residual = self._against(self, start)
+        factor, failed = torch.linalg.cholesky_ex(
+            kernel + strength * torch.eye(kernel.shape[1]).to(kernel)
+        )
+        if bool(failed.any()):
+            return torch.zeros_like(residual)
+        return torch.cholesky_solve(residual, factor)
 
     def _against(self, other: _Rows, start: Tensor) -> tuple[Tensor, Tensor]:
         """X·D⁻²·X'ᵀ with the rows X' and the D of others, and Y − X·W₀ᵀ."""
         if self._kept is None or self._kept[0] is not other:
             x, y = self._whole
-            kernel = (x / other._dual[0].unsqueeze(1)) @ other._whole[0].mT
+            kernel = (x / other._scale.unsqueeze(1)) @ other._whole[0].mT
             self._kept = other, kernel, y - x @ start.mT
         return self._kept[1:]
 
+    def over(self, others: Others) -> None:
+        """Take in the rows of other processes."""
+        own: dict[str, Tensor] = {}
+        for n, (x, y) in enumerate(self.parts):
+            own |= {f"x{n}": x, f"y{n}": y}
+        found = others.tensors("the rows", own)
+        self.parts = [
+            (each[f"x{n}"].to(self.device), each[f"y{n}"].to(self.device))
+            for each in found
+            for n in range(len(each) // 2)
+        ]
+
     def joined(self, other: _Rows) -> _Rows:
-        return _Rows(self.tether, [*self.parts, *other.parts])
+        return _Rows(self.tether, self.device, [*self.parts, *other.parts])
 
     @cached_property
     def _whole(self) -> tuple[Tensor, Tensor]:
         x, y = zip(*self.parts, strict=True)
-        return torch.cat(x, 1), torch.cat(y, 1)
+        whole = torch.cat(x, 1), torch.cat(y, 1)
+        self.parts = [whole]  # and not twice
+        return whole
 
     @cached_property
-    def _dual(self) -> tuple[Tensor, Tensor, Tensor]:
-        """D² [groups, F], and the eigenvalues and eigenvectors of X·D⁻²Xᵀ."""
-        x, _ = self._whole
-        scale = self.tether.squares(x.square().sum(1))
-        scaled = x / scale.sqrt().unsqueeze(1)
-        values, vectors = torch.linalg.eigh(scaled @ scaled.mT)
-        return scale, values.clamp(min=0), vectors
+    def _scale(self) -> Tensor:
+        """D², [groups, F]."""
+        return self.tether.squares(self._whole[0].square().sum(1))
 
 
 @dataclass(frozen=True)
@@ -194,10 +230,17 @@ class Equations:
         available: how many rows there are; `rows_for` tells how many of them to take.
         device: where to keep them.
         tether: bounds the fit.
+        products: the dtype in which the products of a part of the rows are summed, before they are
+            added in float64.
     """
 
     def __init__(
-        self, operator: Conv, available: int, device: torch.device, tether: Tether = FREE
+        self,
+        operator: Conv,
+        available: int,
+        device: torch.device,
+        tether: Tether = FREE,
+        products: torch.dtype = torch.float64,
     ) -> None:
         self.operator = operator
         self._strengths = tether.strengths
@@ -206,9 +249,12 @@ class Equations:
         out = operator.out_channels // groups
 
         def empty() -> _Sums | _Rows:
-            return _Rows(tether) if dual else _Sums.of(groups, width, out, device, tether)
+            if dual:
+                return _Rows(tether, device)
+            return _Sums.of(groups, width, out, device, tether)
 
         dual = _is_dual(operator, available)
+        self._dtype = torch.float64 if dual else products
         self._fit, self._held_out = empty(), empty()
 
     def add(self, x: Tensor, y: Tensor, positions: Tensor, held_out: Tensor) -> None:
@@ -224,8 +270,13 @@ class Equations:
             samples = chosen.nonzero().flatten()
             size = len(positions) * features(self.operator) * self.operator.groups
             for part in samples.split(max(1, _CHUNK // size)) if len(samples) else ():
-                read = patches(self.operator, x[part].double(), positions)
-                sums.add(read, outputs(self.operator, y[part].double(), positions))
+                read = patches(self.operator, x[part].to(self._dtype), positions)
+                sums.add(read, outputs(self.operator, y[part].to(self._dtype), positions))
+
+    def over(self, others: Others) -> None:
+        """Take in what other processes have of the samples; then all have the same."""
+        self._fit.over(others)
+        self._held_out.over(others)
 
     def solve(self) -> Fit:
         """The operator that fits best; on held-out rows it is never worse than before."""

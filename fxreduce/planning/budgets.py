@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from fxreduce.calibration.ranks import ALONE, Ranks
 from fxreduce.errors import CalibrationError, PlanError
 from fxreduce.extensions import load_extensions
 from fxreduce.graph.rectifiers import find_sites
@@ -29,15 +30,19 @@ class Context:
     Attributes:
         original: the model with all its rectifiers.
         sites: how many sites may be removed.
-        outputs: runs a module on the held-out calibration batches and returns its outputs.
+        outputs: runs a module on the held-out calibration batches and returns its outputs, or what
+            a second argument makes of each. Several processes run their batches each, and get the
+            outputs of all.
         speedup: how many times as cheap an unmerged graph is, once merged, as the original
             unmerged, by the plan's cost model.
+        ranks: the processes that plan together; what a judge says must be the same on all.
     """
 
     original: GraphModule
     sites: int
-    outputs: Callable[[nn.Module], Sequence[Any]]
+    outputs: Callable[..., Sequence[Any]]
     speedup: Callable[[GraphModule], float]
+    ranks: Ranks = ALONE
 
 
 @dataclass(frozen=True)
@@ -273,7 +278,8 @@ class MaxDrop(Combinable):
     """Remove rectifiers as long as `evaluate` falls by at most `drop` from the original's value.
 
     `evaluate(module) -> float` is the user's, higher is better; it gets a graph module in eval
-    mode: unmerged, or merged where weights are refitted.
+    mode: unmerged, or merged where weights are refitted. Of several processes each calls it, and
+    the mean counts.
     """
 
     drop: float
@@ -293,8 +299,9 @@ class MaxDrop(Combinable):
         return True
 
     def begin(self, context: Context) -> Judge:
-        original = self.value(context.original)
-        return _DropJudge(self, original, _Trials.begin("evaluate", context.original, original))
+        original = context.ranks.mean("evaluate", self.value(context.original))
+        seen = _Trials.begin("evaluate", context.original, original)
+        return _DropJudge(self, original, seen, context.ranks)
 
     def value(self, module: nn.Module) -> float:
         """What `evaluate` says of a module.
@@ -320,12 +327,13 @@ class _DropJudge(Judge):
     budget: MaxDrop
     original: float
     seen: _Trials
+    ranks: Ranks
 
     def trials(self) -> tuple[Trial, ...]:
         return tuple(self.seen.trials)
 
     def after(self, candidate: GraphModule) -> str | None:
-        value = self.budget.value(candidate)
+        value = self.ranks.mean("evaluate", self.budget.value(candidate))
         if self.seen.add(candidate, value, self.original - value <= self.budget.drop):
             return None
         return (
@@ -338,8 +346,9 @@ class _DropJudge(Judge):
 class Fidelity(Combinable):
     """Remove rectifiers as long as the prediction is the original's at least this often.
 
-    Label-free: predictions are compared on held-out calibration batches. A prediction is the
-    argmax over the classes: the last axis of a 2-D or 3-D output, axis 1 of (N, C, H, W).
+    Label-free: predictions are compared on held-out calibration batches, of all processes where
+    there are several. A prediction is the argmax over the classes: the last axis of a 2-D or 3-D
+    output, axis 1 of (N, C, H, W).
     """
 
     min_agreement: float
@@ -353,7 +362,7 @@ class Fidelity(Combinable):
         return True
 
     def begin(self, context: Context) -> Judge:
-        expected = _predictions(context.outputs(context.original))
+        expected = _predictions(context.outputs, context.original)
         seen = _Trials.begin("agreement with the original", context.original, 1.0)
         return _FidelityJudge(self.min_agreement, expected, context.outputs, seen)
 
@@ -362,14 +371,14 @@ class Fidelity(Combinable):
 class _FidelityJudge(Judge):
     min_agreement: float
     expected: Tensor
-    outputs: Callable[[nn.Module], Sequence[Any]]
+    outputs: Callable[..., Sequence[Any]]
     seen: _Trials
 
     def trials(self) -> tuple[Trial, ...]:
         return tuple(self.seen.trials)
 
     def after(self, candidate: GraphModule) -> str | None:
-        same = _predictions(self.outputs(candidate)) == self.expected
+        same = _predictions(self.outputs, candidate) == self.expected
         agreement = float(same.double().mean())
         if self.seen.add(candidate, agreement, agreement >= self.min_agreement):
             return None
@@ -379,9 +388,9 @@ class _FidelityJudge(Judge):
         )
 
 
-def _predictions(outputs: Sequence[Any]) -> Tensor:
+def _predictions(outputs: Callable[..., Sequence[Any]], module: nn.Module) -> Tensor:
     """The predictions on all batches, in one row."""
-    return torch.cat([_argmax(output).flatten() for output in outputs])
+    return torch.cat(list(outputs(module, lambda output: _argmax(output).flatten())))
 
 
 def _argmax(output: Any) -> Tensor:

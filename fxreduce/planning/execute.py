@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -30,7 +29,7 @@ from fxreduce.planning.payoff import not_paid
 from fxreduce.report.graph_view import graph_view
 from fxreduce.report.report import REPORT, Report, SiteRow
 from fxreduce.report.trial import Trial
-from fxreduce.verify import PIPELINE, Checker
+from fxreduce.verify import PIPELINE, Checker, doubled
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def execute(
     check = checker(unmerged.graph_module)
     if check is not None and is_half(model_dtype(unmerged.graph_module)):
         # Rounding to half precision hides a wrong merge; on a float64 copy nothing does.
-        precise = deepcopy(unmerged.graph_module).double()
+        precise = doubled(unmerged.graph_module)
         run_pipeline(precise, merging, disable=disable, check=checker(precise))
     merged = merge(unmerged.graph_module, decisions.cost, example, disable=disable, check=check)
     refit = PassResult(merged.graph_module)

@@ -10,7 +10,9 @@ from torch.fx import GraphModule
 
 from fxreduce.calibration.batches import Calibration
 from fxreduce.calibration.observer import require_finite
+from fxreduce.calibration.ranks import over_ranks
 from fxreduce.calibration.statistics import ChannelStatistics
+from fxreduce.errors import CalibrationError
 from fxreduce.graph.rectifiers import find_sites
 from fxreduce.operators.affine import ScaleShift
 from fxreduce.passes.observe import Observe, observers
@@ -76,7 +78,7 @@ def measure(
     sites: Sequence[str] | None = None,
     axes: Mapping[str, int] | None = None,
 ) -> Measurement:
-    """Observe the sites of a graph over all batches, in one pass.
+    """Observe the sites of a graph over all batches of all ranks, in one pass.
 
     Raises:
         CalibrationError: no batch, one that the model does not run on, or values that are not
@@ -91,10 +93,31 @@ def measure(
         require_finite(watching, number)
         count += 1
     kinds = {site.name: site.rectifier.kind for site in find_sites(graph_module)}
+    ranks = calibration.ranks
+    own = {each.site: each.statistics for each in watching if each.has_seen}
+    merged = of_all_ranks(own, [each.site for each in watching], calibration)
     found = {
         each.site: SiteStatistics.of(
-            each.site, kinds[each.site], each.channel_axis, each.statistics, entropy
+            each.site,
+            kinds[each.site],
+            each.channel_axis,
+            merged[each.site],
+            entropy,
         )
         for each in watching
     }
-    return Measurement(found, count)
+    return Measurement(found, sum(ranks.all("counting batches", count)))
+
+
+def of_all_ranks(
+    own: Mapping[str, ChannelStatistics], sites: Sequence[str], calibration: Calibration
+) -> dict[str, ChannelStatistics]:
+    """The statistics of sites over the batches of all ranks, from what this one has seen.
+
+    Raises:
+        CalibrationError: no rank has seen values of a site.
+    """
+    merged = over_ranks(own, calibration.ranks, calibration.device)
+    if unseen := [site for site in sites if site not in merged]:
+        raise CalibrationError(f"{unseen[0]} has seen no values; calibrate with other batches")
+    return merged

@@ -69,7 +69,7 @@ def speedup(
 def _rated(modules: Sequence[GraphModule], cost: CostModel, example: Example) -> list[float]:
     """What each graph costs: in ms by the clock for measured latencies, else in the cost's unit."""
     if isinstance(cost, LatencyCost):
-        return [1e3 * each for each in _seconds(modules, example)]
+        return [1e3 * each for each in cost.timed(lambda: _seconds(modules, example))]
     return [graph_cost(each, cost) for each in modules]
 
 
@@ -83,6 +83,12 @@ def graph_cost(graph_module: GraphModule, cost: CostModel) -> float:
     """The costs of a graph's operators and of its passes over memory, added up."""
     nodes = graph_module.graph.nodes
     return sum(costs(cost, [each for node in nodes for each in _calls(graph_module, node)]))
+
+
+def node_costs(graph_module: GraphModule, cost: CostModel) -> dict[Node, float]:
+    """What each node of a graph costs."""
+    nodes = graph_module.graph.nodes
+    return {node: sum(costs(cost, _calls(graph_module, node))) for node in nodes}
 
 
 def _calls(graph_module: GraphModule, node: Node) -> list[Candidate]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from math import isfinite
 from os import PathLike
 from pathlib import Path
@@ -27,7 +28,13 @@ from fxreduce.passes.pipeline import as_disabled
 from fxreduce.passes.refit import Refit
 from fxreduce.planning.example import InputSpec, TensorSpec, learn_shapes
 from fxreduce.planning.execute import Decisions, execute
-from fxreduce.planning.fingerprint import Fingerprint, digest, fingerprint, require_same
+from fxreduce.planning.fingerprint import (
+    Fingerprint,
+    digest,
+    digest_of,
+    fingerprint,
+    require_same,
+)
 from fxreduce.planning.plan_file import read_weights, require_whole, write_plan
 from fxreduce.planning.regions import Region
 from fxreduce.planning.removal import NOT_FITTED, PlannedRemoval
@@ -99,6 +106,18 @@ class Plan:
     def sites(self) -> tuple[str, ...]:
         """The names of the removed sites, in order of removal."""
         return tuple(step.site for step in self.steps)
+
+    @property
+    def digest(self) -> str:
+        """A hash of all that decides what the plan makes of a model, bit for bit."""
+        maps = {
+            f"{key} {name}": tensor
+            for name, each in self.maps.items()
+            for key, tensor in (("scale", each.scale), ("shift", each.shift))
+        }
+        rest = (self.steps, self.regions, self.cropped, dict(self.reads), self.maps_replaced)
+        fits = digest_of((maps | dict(self.weights)).items())
+        return sha256(f"{rest} {self.fitted_to} {fits}".encode()).hexdigest()
 
     @property
     def decisions(self) -> Decisions:

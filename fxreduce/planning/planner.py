@@ -8,11 +8,10 @@ decides.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule
 
 from fxreduce.calibration.batches import Calibration
@@ -31,14 +30,17 @@ from fxreduce.planning.crop import Crops
 from fxreduce.planning.example import Example, InputSpec
 from fxreduce.planning.fingerprint import digest, fingerprint
 from fxreduce.planning.gain import Gains, Sites
+from fxreduce.planning.held_out import HeldOutError
 from fxreduce.planning.importance import as_importance
-from fxreduce.planning.measure import SiteStatistics, measure
+from fxreduce.planning.measure import SiteStatistics
 from fxreduce.planning.payoff import speedup
 from fxreduce.planning.plan import Plan, PlanInterrupted, Step
 from fxreduce.planning.ranking import Importance, Rank, SiteImportance, Stage, ranked
 from fxreduce.planning.refit import SCOPES
 from fxreduce.planning.regions import regions
+from fxreduce.planning.remeasure import Measuring
 from fxreduce.planning.settle import Settled, Settling
+from fxreduce.planning.shared_cost import own_cost, shared_cost
 
 LOCAL = ("identity", "channel")  # what a site alone decides
 COMPENSATIONS = (*LOCAL, "refit")
@@ -107,6 +109,11 @@ class Options:
             )
 
     @property
+    def fits(self) -> bool:
+        """Whether the affine map that fits best takes a site's place, at first or at last."""
+        return self.compensate != "identity"
+
+    @property
     def by_region(self) -> bool:
         """Whether what is removed goes by what it saves."""
         return self.candidates == "regions" or (
@@ -146,11 +153,13 @@ def make_plan(
         PlanError: the budget or a name does not fit the model.
         PlanInterrupted: by Ctrl-C, when something has been removed that the budget allows.
     """
+    options = replace(options, cost=shared_cost(options.cost, calibration.ranks))
     search = _Search.begin(graph_module, calibration, example, options)
     fits = options.compensate == "refit"
     try:
         stopped, interrupted = search.run(), False
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
+        calibration.ranks.interrupt(interruption)
         if fits or not search.steps:
             raise  # what is refitted has not been judged yet
         stopped, interrupted = "interrupted", True
@@ -165,6 +174,8 @@ def make_plan(
         lines = (stopped, *["interrupted"] * interrupted, *settled.lines)
         weights, reads = dict(settled.weights), dict(settled.reads)
         replaced, cropped = not settled.maps, settled.cropped
+    elif not interrupted:
+        search.drop_maps_that_harm()
     plan = Plan(
         steps=steps,
         regions=regions(graph_module, [step.site for step in steps]),
@@ -174,7 +185,7 @@ def make_plan(
         importances=search.importances,
         trials=search.judge.trials(),
         architecture=fingerprint(graph_module),
-        cost=options.cost,
+        cost=own_cost(options.cost),
         maps={step.site: search.maps[step.site] for step in steps if search.maps},
         maps_replaced=replaced,
         cropped=cropped,
@@ -184,6 +195,9 @@ def make_plan(
         refusals=tuple(search.refusals),
         inputs=InputSpec.of(example),
     )
+    if calibration.ranks.size > 1:
+        advice = "Cost models, budgets and importances of your own must say the same on every rank"
+        calibration.ranks.require_same("plan", plan.digest, advice)
     if interrupted:
         raise PlanInterrupted(plan)
     return plan
@@ -202,6 +216,7 @@ class _Search:
     order: Order
     names: list[str]
     candidates: list[str]
+    measuring: Measuring
     refused: set[Sites] = field(default_factory=set)
     removals: list[Sites] = field(default_factory=list)
     entropies: dict[str, float] = field(default_factory=dict)
@@ -229,13 +244,32 @@ class _Search:
             Context(
                 prepared,
                 len(candidates),
-                lambda module: _outputs(calibration, module),
+                calibration.outputs,
                 lambda module: speedup(prepared, module, options.cost, example, options.disable),
+                calibration.ranks,
             )
         )
         crops = options.crops(prepared)
         order = options.order(prepared, crops)
-        return cls(prepared, prepared, calibration, options, judge, crops, order, names, candidates)
+        measuring = Measuring(
+            calibration,
+            example.batch,
+            entropy=options.entropy,
+            moments=options.fits or options.importance.moments,
+            axes=options.axes,
+        )
+        return cls(
+            prepared,
+            prepared,
+            calibration,
+            options,
+            judge,
+            crops,
+            order,
+            names,
+            candidates,
+            measuring,
+        )
 
     def run(self) -> str:
         """Remove sites until something ends it; returns what did."""
@@ -262,7 +296,7 @@ class _Search:
             measured = self._measure()
             self.ranks = self._rank(measured)
             self.importances |= {name: rank.value for name, rank in self.ranks.items()}
-            for sites in self.order.next(self.candidates, self.ranks):
+            for sites in self._next():
                 if sites in self.refused or self._exceeds(sites):
                     continue
                 reasons = [self.judge.before(measured[name]) for name in sites]
@@ -273,6 +307,31 @@ class _Search:
             else:
                 break
         return reason or "no site is left to try"
+
+    def _next(self) -> list[Sites]:
+        """What to remove next, the best first, the same on all ranks."""
+        found = self.order.next(self.candidates, self.ranks)
+        chosen = self.calibration.ranks.first("choosing", lambda: found)
+        return [tuple(sites) for sites in chosen]
+
+    def drop_maps_that_harm(self) -> None:
+        """Let the identity take the sites' place where that does better on held-out batches.
+
+        Each map is the best one for its own site, which does not make their chain the best one.
+        """
+        if not self.maps:
+            return
+        errors = HeldOutError(self.prepared, self.calibration)
+        plain = Linearise(tuple(self.maps)).run(self.prepared).graph_module
+        mapped, bare = errors(self.current), errors(plain)
+        if bare >= mapped or self.judge.after(plain) is not None:
+            return
+        reason = (
+            "the identity takes the rectifiers' place, as with affine maps the squared error of "
+            f"the output on held-out batches is {mapped:.3g} instead of {bare:.3g}"
+        )
+        self.refusals.append(RefusedRewrite("the whole graph", reason, Linearise.name))
+        self.current, self.maps = plain, {}
 
     def settle(self, example: Example) -> Settled:
         """How far the removals go once the weights are refitted."""
@@ -295,14 +354,8 @@ class _Search:
 
     def _measure(self) -> Mapping[str, SiteStatistics]:
         """The sites as they are now; the first time those that shall not be removed, too."""
-        measured = measure(
-            self.current,
-            self.calibration,
-            entropy=self.options.entropy,
-            moments=self._fits or self.options.importance.moments,
-            sites=self.candidates if self.entropies else self.names,
-            axes=self.options.axes,
-        ).sites
+        wanted = self.candidates if self.entropies else self.names
+        measured = self.measuring.measure(self.current, wanted)
         self.entropies |= {name: site.entropy for name, site in measured.items()}
         return measured
 
@@ -323,7 +376,7 @@ class _Search:
         return Linearise(tuple(site.name for site in sites), maps).run(self.current)
 
     def _fit(self, site: SiteStatistics) -> dict[str, ScaleShift]:
-        return {site.name: site.affine_fit()} if self._fits else {}
+        return {site.name: site.affine_fit()} if self.options.fits else {}
 
     def _exceeds(self, sites: Sites) -> bool:
         """Whether a part of the sites is already all that is asked for."""
@@ -348,17 +401,13 @@ class _Search:
             self.maps |= self._fit(site)
         self.removals.append(names)
         self.candidates = [name for name in self.candidates if name not in names]
+        self.measuring.removed(self.current, names)
         self.current = trial.graph_module
         self.order.remove(names)
         return True
 
     def _refuse(self, refusals: Iterable[RefusedRewrite]) -> None:
         self.refusals.extend(each for each in refusals if each not in self.refusals)
-
-    @property
-    def _fits(self) -> bool:
-        """Whether the affine map that fits best takes a site's place, at first or at last."""
-        return self.options.compensate != "identity"
 
 
 def selected(
@@ -385,9 +434,3 @@ def selected(
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _outputs(calibration: Calibration, module: nn.Module) -> list[Any]:
-    """The module's outputs on the batches that checks are made on."""
-    batches = enumerate(calibration.check_batches())
-    return [calibration.run(module, number, batch) for number, batch in batches]

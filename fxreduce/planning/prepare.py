@@ -8,9 +8,11 @@ from torch.fx import GraphModule
 from fxreduce.calibration.arguments import call_arguments
 from fxreduce.calibration.batches import Calibration, DefaultForward, Forward, device_of, to_device
 from fxreduce.calibration.loader import Loader
+from fxreduce.calibration.ranks import ALONE, Ranks
 from fxreduce.errors import CaptureError
 from fxreduce.graph.capture import Model, as_module, capture
 from fxreduce.planning.example import Example, head, learn_shapes
+from fxreduce.planning.fingerprint import digest
 
 
 def prepare(
@@ -19,12 +21,23 @@ def prepare(
     forward: Forward | None,
     device: torch.device | str | None,
     progress: bool | None,
+    ranks: Ranks = ALONE,
 ) -> tuple[GraphModule, Calibration, Example]:
-    """Capture the model, and learn its shapes from the first batch."""
+    """Capture the model, and learn its shapes from the first batch.
+
+    Args:
+        ranks: the processes that share the batches.
+    """
+    loader.share(ranks)
     graph_module = _capture(model, loader, forward)
     if device is not None:
         graph_module = graph_module.to(device)
-    calibration = Calibration.of(graph_module, loader, forward, progress)
+    if ranks.size > 1:
+        advice = (
+            "Load the same on each, or torch.distributed.broadcast every tensor of state_dict()"
+        )
+        ranks.require_same("weights and statistics", digest(graph_module), advice)
+    calibration = Calibration.of(graph_module, loader, forward, progress, ranks)
     batch = calibration.first()
     try:
         example = learn_shapes(graph_module, batch, calibration.forward)

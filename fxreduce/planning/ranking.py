@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isnan, nan
+from statistics import fmean
 from typing import Protocol, runtime_checkable
 
 from torch.fx import GraphModule
@@ -83,11 +84,27 @@ class PerSite:
 def ranked(importance: Importance, stage: Stage) -> dict[str, Rank]:
     """The rank of every site of the stage.
 
+    Several processes get the same. Where an importance of a user's own that runs batches by itself
+    tells them differently, as each runs its own, their mean counts.
+
     Raises:
         PlanError: the importance gives a site none, or one that is not a number.
     """
-    ranks = importance.rank(stage)
-    return {name: _checked(name, ranks.get(name)) for name in stage.sites}
+    found = importance.rank(stage)
+    own = {name: _checked(name, found.get(name)) for name in stage.sites}
+    ranks = stage.calibration.ranks
+    if ranks.size == 1:
+        return own
+    values = ranks.all("the importances", {name: rank.value for name, rank in own.items()})
+    unjudged = ranks.first("the unjudged", lambda: [rank.unjudged for rank in own.values()])
+    if all(theirs == values[0] for theirs in values):
+        means = values[0]
+    else:
+        means = {name: fmean(theirs[name] for theirs in values) for name in own}
+    return {
+        name: _checked(name, Rank(means[name], why))
+        for name, why in zip(own, unjudged, strict=True)
+    }
 
 
 def _checked(name: str, rank: object) -> Rank:

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf
+from math import inf, prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.utils import _pytree as pytree
 
 from fxreduce.calibration.arguments import arguments
 from fxreduce.calibration.batches import Calibration
+from fxreduce.calibration.ranks import Ranks
 from fxreduce.graph.affine import AffineCall
 from fxreduce.graph.modules import to_module
 from fxreduce.graph.recorder import RefusedRewrite
@@ -27,15 +27,19 @@ from fxreduce.graph.run import Run
 from fxreduce.graph.shapes import copied
 from fxreduce.graph.values import VALUE, by_value, crosses
 from fxreduce.operators.affine import Conv, Operator, Refusal, as_conv, in_double
-from fxreduce.operators.patches import weights
+from fxreduce.operators.patches import weights, with_weights
 from fxreduce.operators.ridge import FREE, Equations, Fit, Tether, rows_for
 from fxreduce.passes.refit import Refit, fittable, refitted
+from fxreduce.planning.held_out import HeldOutError
 from fxreduce.progress import track
 
 SCOPES = ("merged", "downstream")
 # Bytes of the values of batches that wait at an operator for their turn at the next one. Batches
 # beyond that are run again from the start for every operator.
-CACHE = 1 << 30
+CACHE = 1 << 28
+# Positions of an image are much alike: a fit takes at most one in so many, and of so many images at
+# least, before it does with fewer images than there are.
+_SPARSE, _IMAGES = 4, 256
 # One sample in so many is held out to choose the strength of the ridge.
 _HELD_OUT_EVERY = 4
 # Values that differ by more, relative to the largest one, are not the same value; and those of the
@@ -80,11 +84,20 @@ class Refitted:
 
 @dataclass(frozen=True)
 class _Place:
-    """An operator of the reduced graph to fit, and the node of the original with its value."""
+    """An operator of the reduced graph to fit.
+
+    Attributes:
+        value: the name of its value.
+        call: the operator.
+        original: the node of the original with its value.
+        samples, positions: how many a batch has of each to fit to, by the first one.
+    """
 
     value: str
     call: AffineCall
     original: Node
+    samples: int
+    positions: int
 
 
 @torch.no_grad()
@@ -98,6 +111,7 @@ def refit(
     *,
     sweeps: int | None = None,
     tether: Tether = FREE,
+    errors: HeldOutError | None = None,
 ) -> Refitted:
     """Fit the weights of a merged graph to the original's values.
 
@@ -106,16 +120,20 @@ def refit(
         unmerged: the same with rectifiers replaced, its values named alike.
         merged: what `unmerged` was merged to.
         calibration: with held-out batches.
-        error: the `output_error` of the model that takes over where fitted weights do no better.
+        error: the held-out error of the model that takes over where fitted weights do no better.
         scope: "merged" fits the operators in whose region a rectifier was removed, "downstream"
             all that read what these changed as well.
         sweeps: how often at most; None goes on while the error on held-out batches falls.
         tether: bounds each fit.
+        errors: tells the error of outputs; None makes one.
     """
+    errors = errors or HeldOutError(original, calibration)
     finder = _Finder(original, unmerged, merged, scope)
     places = list(finder.places(calibration))
-    start = {place.value: weights(as_conv(in_double(place.call.operator))) for place in places}
+    # Each gets a bias, and a module of its own.
+    start = {place.value: weights(as_conv(place.call.operator)) for place in places}
     working = Refit(start).run(merged).graph_module
+    del start
     named = by_value(working)
     places = [
         replace(place, call=call)
@@ -126,7 +144,7 @@ def refit(
     best, kept, least, unexplained = error, dict[str, Tensor](), inf, dict[str, float]()
     for number in range((sweeps or _MOST_SWEEPS) if places else 0):
         fitted = sweep.run(f"refitting, sweep {number + 1}")
-        found = output_error(original, working, calibration)
+        found = errors(working)
         least, enough = min(least, found), found > (1 - _GAIN) * best
         if found < best:
             best, kept, unexplained = found, fitted, dict(sweep.unexplained)
@@ -141,19 +159,6 @@ def refit(
         refusals.append(RefusedRewrite("the whole graph", reason, Refit.name))
     result = Refit(kept).run(merged).graph_module
     return Refitted(result, kept, best, error, unexplained, tuple(refusals))
-
-
-def output_error(original: nn.Module, other: nn.Module, calibration: Calibration) -> float:
-    """The squared error of the outputs on held-out batches, relative to the original's square."""
-    apart = whole = 0.0
-    for number, batch in enumerate(calibration.check_batches()):
-        expected, seen = (calibration.run(each, number, batch) for each in (original, other))
-        pairs = zip(pytree.tree_leaves(expected), pytree.tree_leaves(seen), strict=True)
-        for a, b in pairs:
-            if isinstance(a, Tensor) and a.is_floating_point():
-                apart += float((a.double() - b.double()).square().sum())
-                whole += float(a.double().square().sum())
-    return apart / whole if whole else apart
 
 
 class _Finder:
@@ -190,15 +195,26 @@ class _Finder:
             Run(graph, arguments(graph, calibration.forward, copied(batch)), keep)
             for graph, keep in zip(self._graphs, zip(*nodes, strict=True), strict=True)
         ]
-        for place in nodes:
-            expected, plain, seen = (run.take(node) for run, node in zip(runs, place, strict=True))
-            if _apart(plain, seen) > _SAME or _apart(expected, plain) <= _UNCHANGED:
-                continue
+
+        def changed() -> Iterator[list[int]]:
+            """The shapes of the values that removals changed; none for those that are to stay."""
+            for place in nodes:
+                values = (run.take(node) for run, node in zip(runs, place, strict=True))
+                expected, plain, seen = values
+                stays = _apart(plain, seen) > _SAME or _apart(expected, plain) <= _UNCHANGED
+                yield [] if stays else list(expected.shape)
+
+        shapes = calibration.ranks.first("what removals changed", lambda: list(changed()))
+        for place, shape in zip(nodes, shapes, strict=True):
             call, value = found[place[2]], place[2].meta[VALUE]
+            if not shape:
+                continue
             if isinstance(call, Refusal):
                 self.refusals.append(RefusedRewrite(value, call.reason, Refit.name))
             elif self._scope == "downstream" or self._spans_removal(place[0], call):
-                yield _Place(value, call, place[0])
+                *samples, _ = shape[: len(shape) - call.operator.rank]
+                positions = prod(shape[len(shape) - call.operator.rank :])
+                yield _Place(value, call, place[0], prod(samples), positions)
 
     def _spans_removal(self, node: Node, call: AffineCall) -> bool:
         """Whether a rectifier was removed between the operator's input and its value."""
@@ -217,6 +233,13 @@ class _Spread:
         self._sums = self._sums + sums if self._rows else sums
         self._squares = self._squares + squares if self._rows else squares
         self._rows += values.shape[1]
+
+    def over(self, ranks: Ranks) -> None:
+        """Take in the values of all ranks."""
+        own = {"sums": self._sums, "squares": self._squares, "rows": torch.tensor(self._rows)}
+        found = ranks.added("the variance", own if self._rows else {})
+        self._sums, self._squares = found["sums"], found["squares"]
+        self._rows = int(found["rows"])
 
     @property
     def variance(self) -> float:
@@ -240,8 +263,8 @@ class _Sweep:
         self._calibration = replace(calibration, progress=False)
         self._progress = calibration.progress
         self._places = places
-        count = calibration.loader.count()
-        self._batches = max(1, count - (len(calibration.held_out) if calibration.skip else 0))
+        self._batches = calibration.measured  # by all ranks
+        self._own, self._read = set[int](), 0  # places of this one, known so far
 
     def run(self, description: str) -> dict[str, Tensor]:
         """Fit every operator once; returns the weights."""
@@ -267,39 +290,75 @@ class _Sweep:
 
     def _fit(self, number: int, operator: Conv) -> tuple[Fit, float]:
         """The fit of an operator, and the variance of what it was fitted to."""
-        place, seen, rows, equations = self._places[number], 0, 0, None
-        spread = _Spread()
+        place, spread = self._places[number], _Spread()
+        # Batches are taken to be like the first one.
+        available = place.samples * place.positions * self._batches
+        wanted = rows_for(operator, available)
+        self._taken = self._enough(wanted, place.samples, place.positions)
+        rows = wanted // self._taken + 1
+        assert place.call.like is not None  # as it has weights
+        products = torch.promote_types(place.call.like.dtype, torch.float32)
+        device = operator.weight.device
+        equations = Equations(operator, available, device, self._tether, products)
         for batch, (original, reduced) in self._runs(number):
             reduced.until(place.call.node)
             x = _samples(reduced.env[place.call.input], operator.rank)
             y = _samples(original.take(place.original), operator.rank)
             positions = y.shape[2:].numel()
-            if equations is None:  # batches are taken to be like the first one
-                available = len(x) * positions * self._batches
-                rows = rows_for(operator, available) // self._batches + 1
-                equations = Equations(operator, available, x.device, self._tether)
-            held_out = self._held_out(batch, seen, len(x))
-            seen += len(x)
+            held_out = self._held_out(batch, len(x))
             chosen, places = _pick(len(x), positions, rows, batch)
             places = places.to(x.device)
             equations.add(x[chosen], y[chosen], places, held_out[chosen])
             spread.add(y[chosen].flatten(2)[:, :, places] if operator.rank else y[chosen])
-        assert equations is not None  # as there is a batch
-        return equations.solve(), spread.variance
+        equations.over(self._calibration.ranks)
+        spread.over(self._calibration.ranks)
+        return self._solved(equations), spread.variance
 
-    def _held_out(self, batch: int, seen: int, samples: int) -> Tensor:
+    def _solved(self, equations: Equations) -> Fit:
+        """The fit, which rank 0 makes for all."""
+
+        def solve() -> dict[str, Tensor]:
+            fit = equations.solve()
+            figures = torch.tensor([fit.before, fit.after, fit.strength], dtype=torch.float64)
+            return {"weights": weights(fit.operator), "figures": figures}
+
+        found = self._calibration.ranks.first_tensors("a fit", solve)
+        operator = with_weights(equations.operator, found["weights"].to(equations.device))
+        return Fit(operator, *found["figures"].tolist())
+
+    def _enough(self, rows: int, samples: int, positions: int) -> int:
+        """How many of the batches give so many rows, of images that are many and not much alike.
+
+        All, where ranks have parts of their own: the first ones would be those of one rank.
+        """
+        if self._calibration.ranks.size > 1 and not self._calibration.loader.dealt:
+            return self._batches
+        images = max(_IMAGES, -(-rows // max(1, positions // _SPARSE)))
+        return min(self._batches, max(_HELD_OUT_EVERY, -(-images // samples)))
+
+    def _held_out(self, batch: int, samples: int) -> Tensor:
         """Which samples choose the strength: those of whole batches, where there are enough."""
         if self._batches >= _HELD_OUT_EVERY:
             return torch.full((samples,), batch % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1)
+        seen = batch * samples
         return torch.arange(seen, seen + samples) % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
 
     def _runs(self, number: int) -> Iterator[tuple[int, tuple[Run, Run]]]:
-        """Of each batch the runs of the original and of the reduced graph."""
-        yield from self._waiting.items()
+        """Of each batch of this rank that is taken the runs, by its place among all.
+
+        They wait in the order of the batches, so that it is the first ones that do.
+        """
+        for place, runs in self._waiting.items():
+            if place < self._taken:
+                yield place, runs
         self._let_go()
-        if number and len(self._waiting) == self._batches:
+        own = {place for place in self._own if place < self._taken}
+        if self._taken <= self._read and own <= self._waiting.keys():
             return
-        for place, (_, batch) in enumerate(self._calibration.batches("")):
+        for at, batch in self._calibration.batches(""):
+            if (place := self._calibration.place(at)) >= self._taken:
+                break
+            self._own.add(place)
             if place in self._waiting:
                 continue
             keep = {each.original for each in self._places[number:]}
@@ -307,6 +366,7 @@ class _Sweep:
             yield place, runs
             self._waiting[place] = runs
             self._let_go()
+        self._read = max(self._read, self._taken)
 
     def _begin(self, batch: Any, keep: set[Node]) -> tuple[Run, Run]:
         original, reduced = self._graphs

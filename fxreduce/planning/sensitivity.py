@@ -28,7 +28,7 @@ class Sensitivity:
     removed ranks last.
 
     Cost: for each batch one run of the graph and one for each site, in one pass over the data. Of
-    the outputs, those of two runs on one batch are kept at a time.
+    the outputs, those of two runs on one batch are kept at a time. Ranks add up what they have.
     """
 
     moments: bool = False
@@ -63,7 +63,9 @@ def _changes(stage: Stage, modules: Mapping[str, GraphModule]) -> dict[str, floa
             pairs = zip(reference, outputs, strict=True)
             moved = torch.stack([_squares(y.double() - other.double()) for y, other in pairs])
             apart[name] = apart[name] + moved if name in apart else moved
-    return {name: _relative(moved, energy) for name, moved in apart.items()}
+    own = {} if energy is None else {"": energy} | apart
+    added = stage.calibration.ranks.added("the sensitivities", own)
+    return {name: _relative(added[name], added[""]) for name in modules}
 
 
 def _tensors(output: Any) -> list[Tensor]:
@@ -84,8 +86,7 @@ def _squares(values: Tensor) -> Tensor:
     return values.double().square().sum()
 
 
-def _relative(moved: Tensor, energy: Tensor | None) -> float:
+def _relative(moved: Tensor, energy: Tensor) -> float:
     """The mean over the output's tensors of the change for each; 0 where 0 stays 0."""
-    assert energy is not None  # as there was a batch
     shares = torch.where(moved == 0, 0.0, moved / energy)
     return float(shares.mean().nan_to_num(nan=inf))

@@ -28,7 +28,8 @@ from fxreduce.planning.crop import Crops
 from fxreduce.planning.example import Example
 from fxreduce.planning.execute import merge
 from fxreduce.planning.gain import Sites
-from fxreduce.planning.refit import Refitted, output_error, refit
+from fxreduce.planning.held_out import HeldOutError
+from fxreduce.planning.refit import Refitted, refit
 from fxreduce.verify import Checker
 
 # How often a removal is left out for the sake of those behind it.
@@ -89,6 +90,10 @@ class Settling:
     verify: bool = True
     crops: Crops | None = None
     _accepted: tuple[Sites, _Form] | None = field(default=None, init=False)
+    _errors: HeldOutError = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._errors = HeldOutError(self.prepared, self.calibration)
 
     def run(self, removals: Sequence[Sites]) -> Settled:
         """The longest part of the sequence that the judge accepts; what goes together stays so.
@@ -98,7 +103,8 @@ class Settling:
         """
         try:
             return self._run(removals)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interruption:
+            self.calibration.ranks.interrupt(interruption)
             if self._accepted is None:
                 raise
             names, form = self._accepted
@@ -150,16 +156,22 @@ class Settling:
         return reason
 
     def _refitted(self, sites: Sequence[str], *, sweeps: int | None = None) -> _Form:
-        """The refitted model without these sites, in the form that serves best."""
+        """The refitted model without these sites, in the form that serves best.
+
+        Without fitted weights that is the one with the affine maps, or with the identity where
+        that does better.
+        """
         maps = {site: self.maps[site] for site in sites}
-        with_maps = self._merged(Linearise(tuple(sites), maps).run(self.prepared).graph_module)
-        error = output_error(self.prepared, with_maps.merged, self.calibration)
+        with_maps = Linearise(tuple(sites), maps).run(self.prepared).graph_module
         plain = Linearise(tuple(sites)).run(self.prepared).graph_module
+        # Merging changes nothing, takes long, and makes weights where these share the original's.
+        mapped, bare = self._errors(with_maps), self._errors(plain)
+        error = min(mapped, bare)
         for values, start in self._starts(plain, sites):
             fitted = self._fitted(self._merged(start), error, sweeps)
-            if fitted.weights:
+            if fitted.weights or (not values and bare < mapped):
                 return _Form({}, _places(values, start, fitted), fitted)
-        return _Form(maps, {}, self._fitted(with_maps, error, sweeps))
+        return _Form(maps, {}, self._fitted(self._merged(with_maps), error, sweeps))
 
     def _starts(
         self, plain: GraphModule, sites: Sequence[str]
@@ -186,6 +198,7 @@ class Settling:
             error,
             self.scope,
             sweeps=sweeps,
+            errors=self._errors,
         )
 
 

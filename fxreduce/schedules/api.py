@@ -10,6 +10,7 @@ import torch
 
 from fxreduce.calibration.batches import Forward
 from fxreduce.calibration.loader import Loader
+from fxreduce.calibration.ranks import Ranks
 from fxreduce.graph.capture import Model
 from fxreduce.operators.cost import CostModel, as_cost
 from fxreduce.planning.budgets import Budget, as_budget
@@ -117,7 +118,7 @@ def run(
     )
     measured = as_cost(cost)
     graph_module, calibration, example = prepare(
-        model, Loader(loader, keep=True), forward, device, progress
+        model, Loader(loader, keep=True), forward, device, progress, Ranks.now()
     )
     network = Network.of(graph_module)
     names = selected(network.sites, _patterns(include), _patterns(exclude))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -179,12 +178,8 @@ class Schedule:
             return
         dense = Network.restore(self._network.base, self._progress.snapshots["dense"]).module.eval()
         parted = self._calibration.hold_out(HELD_OUT_EVERY)
-
-        def outputs(module: nn.Module) -> list[Any]:
-            batches = enumerate(parted.check_batches())
-            return [parted.run(module, number, batch) for number, batch in batches]
-
-        self._judge = self._budget.begin(Context(dense, len(self._names), outputs, self._speedup))
+        context = Context(dense, len(self._names), parted.outputs, self._speedup, parted.ranks)
+        self._judge = self._budget.begin(context)
 
     def _stop(self) -> str | None:
         """Why there is no further round."""

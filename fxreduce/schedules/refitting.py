@@ -26,7 +26,8 @@ from fxreduce.graph.values import by_value, name_values
 from fxreduce.operators.affine import Conv
 from fxreduce.operators.ridge import Tether
 from fxreduce.passes.refit import refitted
-from fxreduce.planning.refit import output_error, refit
+from fxreduce.planning.held_out import output_error
+from fxreduce.planning.refit import refit
 from fxreduce.schedules.network import Network, plain_copy
 
 # The noise has a tenth of the features' mean square.

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fxreduce.calibration.batches import Calibration
-from fxreduce.calibration.ranks import mean_over_ranks, over_ranks
+from fxreduce.calibration.ranks import mean_over_ranks
 from fxreduce.calibration.statistics import ChannelStatistics
 from fxreduce.errors import ScheduleError
 from fxreduce.graph.feeding import Feed
@@ -108,12 +108,8 @@ class Stage:
         module = self.graph_module if graph_module is None else graph_module
         given = {"entropy": entropy, "moments": moments}
         sites = [name for name in self.sites if name in {s.name for s in find_sites(module)}]
-        local = measure(module, self.calibration, sites=sites, **given).sites  # type: ignore[arg-type]
-        merged = over_ranks({name: site.statistics for name, site in local.items()})
-        return {
-            name: SiteStatistics.of(name, site.kind, site.channel_axis, merged[name], entropy)
-            for name, site in local.items()
-        }
+        measured = measure(module, self.calibration, sites=sites, **given)  # type: ignore[arg-type]
+        return dict(measured.sites)
 
     def last_epoch(self, entropy: str) -> dict[str, SiteStatistics]:
         """The statistics on the forwards of the last training epoch; else on calibration data."""
