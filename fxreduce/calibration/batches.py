@@ -19,6 +19,8 @@ from fxreduce.graph.signature import parameters
 from fxreduce.progress import track
 
 Forward = Callable[[nn.Module, Any], Any]
+# Bytes of the batches that are held out, which are kept in memory.
+HELD_OUT = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,13 @@ class Calibration:
                 yield number, to_device(batch, self.device)
 
     def hold_out(self, every: int) -> Calibration:
-        """This calibration with each `every`-th batch held out: at least one, if there are two."""
+        """This calibration with each `every`-th batch held out: at least one, if there are two.
+
+        Where those would take more than `HELD_OUT` bytes, fewer are.
+        """
         count = self.loader.count()
+        affordable = max(1, HELD_OUT // max(1, _bytes(self.loader.first())))
+        every = max(every, -(-count // affordable))
         if count < 2:  # then it serves for both
             return replace(self, held_out=(self.loader.first(),))
         parted = replace(self, skip=min(every, count))
@@ -182,3 +189,9 @@ def describe(batch: Any) -> str:
         str(tuple(leaf.shape)) for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)
     ]
     return ", ".join(shapes) or f"none (a {type(batch).__name__})"
+
+
+def _bytes(batch: Any) -> int:
+    """The memory of a batch's tensors."""
+    leaves = pytree.tree_leaves(batch)
+    return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
