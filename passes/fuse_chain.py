@@ -28,7 +28,7 @@ from fxreduce.graph.nodes import label
 from fxreduce.graph.recorder import Recorder
 from fxreduce.graph.setting import setting_of
 from fxreduce.operators.affine import Operator, Refusal, on_meta
-from fxreduce.operators.compose import compose
+from fxreduce.operators.compose import compose, compose_all
 from fxreduce.operators.cost import CostModel, FlopsCost, chain_cost, costs
 from fxreduce.operators.setting import Setting, settings_along
 from fxreduce.passes.base import PassResult
@@ -168,20 +168,13 @@ def _reason_apart(
     return not_cheaper(together, chain_cost(operators, setting, model), model.name)
 
 
-def _fold(operators: list[Operator]) -> Operator:
-    merged, *rest = operators
-    for operator in rest:
-        composed = compose(merged, operator)
-        assert not isinstance(composed, Refusal)  # the part was composed when it was chosen
-        merged = composed
-    return merged
-
-
 def _replace(recorder: Recorder, part: Chain) -> None:
     names = ", ".join(label(call.node) for call in part)
+    merged = compose_all([call.operator for call in part])
+    assert not isinstance(merged, Refusal)  # the part was composed when it was chosen
     recorder.merge(
         [call.node for call in part],
         part[0].input,
-        to_module(_fold([call.operator for call in part]), like_of(part)),
+        to_module(merged, like_of(part)),
         f"one operator instead of {names}",
     )
