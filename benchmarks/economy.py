@@ -41,8 +41,8 @@ MODELS = ("resnet50", "timm:vit_base_patch16_224", *NETWORKS)
 BATCH, BUDGET = 8, 0.5
 COUNTS = (16, 32, 64, 128, 256, 512, 1000)
 BARS = (
-    "resnet50 at 224 pixels with 64 images: less than 60 plain forwards over them, in at most 2.5 "
-    "times the memory; vit_base in less than 6,144 MiB.",
+    "resnet50, 224 pixels, 64 images: less than 60 plain forwards, at most 2.5 times the memory.",
+    "vit_base, 224 pixels, 64 images: less than 6,144 MiB.",
     "Accuracy with 64 images within half a point of that with 1,000.",
 )
 

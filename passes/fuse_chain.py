@@ -28,7 +28,7 @@ from fxreduce.graph.nodes import label
 from fxreduce.graph.recorder import Recorder
 from fxreduce.graph.setting import setting_of
 from fxreduce.operators.affine import Operator, Refusal, on_meta
-from fxreduce.operators.compose import compose
+from fxreduce.operators.compose import compose, compose_all
 from fxreduce.operators.cost import CostModel, FlopsCost, chain_cost, costs
 from fxreduce.operators.setting import Setting, settings_along
 from fxreduce.passes.base import PassResult
@@ -183,15 +183,12 @@ def _overflow(part: Chain) -> Refusal | None:
     """Why the dtype of the part cannot hold it as one operator, if it cannot."""
     if len(part) == 1:
         return None
-    return overflow(lambda: _fold([call.operator for call in part]), like_of(part))
+    return overflow(lambda: _merged(part), like_of(part))
 
 
-def _fold(operators: list[Operator]) -> Operator:
-    merged, *rest = operators
-    for operator in rest:
-        composed = compose(merged, operator)
-        assert not isinstance(composed, Refusal)  # the part was composed when it was chosen
-        merged = composed
+def _merged(part: Chain) -> Operator:
+    merged = compose_all([call.operator for call in part])
+    assert not isinstance(merged, Refusal)  # the part was composed when it was chosen
     return merged
 
 
@@ -200,6 +197,6 @@ def _replace(recorder: Recorder, part: Chain) -> None:
     recorder.merge(
         [call.node for call in part],
         part[0].input,
-        to_module(_fold([call.operator for call in part]), like_of(part)),
+        to_module(_merged(part), like_of(part)),
         f"one operator instead of {names}",
     )

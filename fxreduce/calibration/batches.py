@@ -21,6 +21,8 @@ from fxreduce.graph.signature import parameters
 from fxreduce.progress import track
 
 Forward = Callable[[nn.Module, Any], Any]
+# Bytes of the batches that are held out, which are kept in memory.
+HELD_OUT = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -88,13 +90,18 @@ class Calibration:
                 yield number, to_device(batch, self.device)
 
     def hold_out(self, every: int) -> Calibration:
-        """This calibration with each `every`-th batch held out: at least one, if there are two."""
+        """This calibration with each `every`-th batch held out: at least one, if there are two.
+
+        Where those would take more than `HELD_OUT` bytes, fewer are.
+        """
         count = self.loader.count()
         counts = [count] if self.loader.dealt else self.ranks.all("counting batches", count)
         before = 0 if self.loader.dealt else sum(counts[: self.ranks.rank])
         known = replace(self, total=sum(counts), before=before)
         if known.total < 2:  # then it serves for both
             return replace(known, held_out=known._own())
+        affordable = max(1, HELD_OUT // max(1, _bytes(self.loader.first())))
+        every = max(every, -(-known.total // affordable))
         parted = replace(known, skip=min(every, known.total))
         return replace(parted, held_out=parted._own())
 
@@ -234,3 +241,9 @@ def describe(batch: Any) -> str:
         str(tuple(leaf.shape)) for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)
     ]
     return ", ".join(shapes) or f"none (a {type(batch).__name__})"
+
+
+def _bytes(batch: Any) -> int:
+    """The memory of a batch's tensors."""
+    leaves = pytree.tree_leaves(batch)
+    return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))

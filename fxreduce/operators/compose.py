@@ -14,6 +14,7 @@ Transposed convolutions have rules of their own: `fxreduce.operators.transposed`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from math import gcd
@@ -45,6 +46,23 @@ def compose(f: Operator, g: Operator) -> Operator | Refusal:
     if isinstance(f, ScaleShift):
         return _scale_then(f, g)
     return _conv_then_conv(f, g)
+
+
+def compose_all(operators: Sequence[Operator]) -> Operator | Refusal:
+    """The operators one after the other as one, or the first refusal.
+
+    Matrices are multiplied from the narrower end on, which takes fewer multiply-adds: of the three
+    that classify a VGG's image a quarter.
+    """
+    matrices = all(isinstance(each, ScaleShift) or each.is_pointwise for each in operators)
+    backwards = matrices and operators[-1].out_channels < operators[0].in_channels
+    merged, *rest = reversed(operators) if backwards else operators
+    for each in rest:
+        composed = compose(each, merged) if backwards else compose(merged, each)
+        if isinstance(composed, Refusal):
+            return composed
+        merged = composed
+    return merged
 
 
 def _then_scale(f: Operator, g: ScaleShift) -> Operator:

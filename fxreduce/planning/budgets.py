@@ -82,6 +82,10 @@ class Judge:
         """
         return None
 
+    def most(self) -> int | None:
+        """How many removals it asks for at most, where it can tell: for the time left."""
+        return None
+
     def shortfall(self) -> Shortfall | None:
         """At the end: what was asked for and not reached, if so."""
         return None
@@ -182,6 +186,10 @@ class _AllJudge(Judge):
         # All are asked: each keeps its own account of what was reached.
         return _first([judge.satisfied(current, removed) for judge in self.judges])
 
+    def most(self) -> int | None:
+        known = [most for judge in self.judges if (most := judge.most()) is not None]
+        return min(known, default=None)
+
     def shortfall(self) -> Shortfall | None:
         return _first(judge.shortfall() for judge in self.judges)
 
@@ -234,6 +242,9 @@ class Remove(Combinable, Judge):
 
     def enough(self, removed: int) -> str | None:
         return f"{self.n} are removed, as the budget says" if removed >= self.n else None
+
+    def most(self) -> int | None:
+        return self.n
 
 
 @dataclass(frozen=True)

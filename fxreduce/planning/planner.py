@@ -7,7 +7,7 @@ decides.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
@@ -41,6 +41,7 @@ from fxreduce.planning.regions import regions
 from fxreduce.planning.remeasure import Measuring
 from fxreduce.planning.settle import Settled, Settling
 from fxreduce.planning.shared_cost import own_cost, shared_cost
+from fxreduce.progress import counting
 
 LOCAL = ("identity", "channel")  # what a site alone decides
 COMPENSATIONS = (*LOCAL, "refit")
@@ -289,6 +290,13 @@ class _Search:
         return f"{stopped}; {shortfall.reason}"
 
     def _greedy(self) -> str:
+        most = self.judge.most()
+        total = len(self.candidates) if most is None else most
+        progress = self.calibration.progress
+        with counting("removing rectifiers", total=total, progress=progress) as advance:
+            return self._remove_until_enough(advance)
+
+    def _remove_until_enough(self, advance: Callable[[int], object]) -> str:
         satisfied = self.judge.satisfied
         while (reason := satisfied(self.current, len(self.steps))) is None and self.candidates:
             if (reason := self.judge.enough(len(self.steps))) is not None:
@@ -303,6 +311,7 @@ class _Search:
                 if reason := next(filter(None, reasons), None):
                     return reason
                 if self._remove([measured[name] for name in sites]):
+                    advance(len(sites))
                     break
             else:
                 break

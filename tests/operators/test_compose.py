@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import bordered_chains, chains, images
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from fxreduce.operators.affine import Conv, Operator, Refusal, ScaleShift, apply, on_meta
-from fxreduce.operators.compose import compose
+from fxreduce.operators.compose import compose, compose_all
 
 
 @settings(max_examples=settings().max_examples * 3)  # there are many kinds of pairs
@@ -261,3 +263,25 @@ def test_half_precision_operators_are_merged_in_float64() -> None:
     assert isinstance(merged, Conv)
     assert merged.weight.dtype == torch.float64
     assert_close(g.weight.double() @ f.weight.double(), merged.weight)
+
+
+def test_a_narrowing_chain_of_matrices_is_multiplied_from_its_end() -> None:
+    sizes = (64, 32, 32, 2)
+    chain = [
+        Conv(torch.randn(out, given, dtype=torch.float64), torch.randn(out, dtype=torch.float64))
+        for given, out in pairwise(sizes)
+    ]
+    chain.insert(1, ScaleShift(torch.rand(32).double(), torch.rand(32).double(), 0))
+    for operators, most in ((chain, 2 * 32 * 32 + 2 * 32 * 64), (chain[:3], 32 * 32 * 64)):
+        with FlopCounterMode(display=False) as counter:
+            merged = compose_all(operators)
+        assert isinstance(merged, Conv)
+        assert counter.get_total_flops() <= 2 * most * 1.1  # and the biases
+        assert_same_map(merged, operators, torch.randn(3, 64, dtype=torch.float64))
+
+
+def test_the_first_refusal_of_a_chain_is_its_own() -> None:
+    narrow, wide = Conv(torch.randn(4, 3)), Conv(torch.randn(2, 5))
+    refusal = compose_all([narrow, wide])
+    assert isinstance(refusal, Refusal)
+    assert refusal == compose(narrow, wide)

@@ -122,6 +122,26 @@ def test_the_dual_form_gives_the_weights_of_the_normal_equations(
     torch.testing.assert_close(found.operator.bias, expected.operator.bias)
 
 
+@pytest.mark.parametrize("kind", GEOMETRIES)
+def test_products_in_float32_cost_next_to_no_accuracy(kind: str) -> None:
+    """On inputs that are far from centred and half of them zero, as rectifiers leave them."""
+    start, behind = conv_of(kind), conv_of(kind, seed=5)
+    x = (inputs(kind, 200) + 0.5).relu().float()
+    y = apply(behind, x.double())
+    y = y + 0.1 * torch.randn(y.shape, generator=torch.Generator().manual_seed(3)).double()
+    fits = []
+    for products in (torch.float32, torch.float64):
+        equations = Equations(start, len(x) * y.shape[2:].numel(), CPU, products=products)
+        positions = torch.arange(y.shape[2:].numel())
+        equations.add(x, y.float(), positions, torch.arange(len(x)) % 4 == 3)
+        fits.append(equations.solve())
+    single, double = fits
+    assert single.after == pytest.approx(double.after, rel=1e-3)
+    fresh = inputs(kind, 10, seed=9).relu()
+    ours, theirs = (apply(fit.operator, fresh) for fit in fits)
+    assert float((ours - theirs).abs().max() / theirs.abs().max()) < 1e-4
+
+
 def test_samples_in_parts_give_the_same_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     start, x = conv_of("dense"), inputs("dense", 20)
     y = apply(conv_of("dense", seed=5), x)
