@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
-from benchmarks.zoo.architectures import names
+from benchmarks.zoo.architectures import SMALL, names
 from benchmarks.zoo.examine import LARGEST, Record, Settings
 from benchmarks.zoo.pinned import differences, inputs, load, pin, quick, summary
 from benchmarks.zoo.sweep import Limits, read_results, sweep
@@ -38,7 +38,7 @@ def main() -> int:
 
 
 def _run(arguments: argparse.Namespace, table: dict[str, Record]) -> int:
-    chosen = quick(table) if arguments.quick else names()
+    chosen = sorted({*quick(table), *SMALL}) if arguments.quick else names()
     if arguments.globs:
         chosen = [n for n in chosen if any(fnmatchcase(n, glob) for glob in arguments.globs)]
     # Small ones first: whoever stops a run early has seen the most architectures by then.
