@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, cycle, islice
 from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -132,21 +133,31 @@ def _repeat(
     disable: Collection[str],
     check: Check | None,
 ) -> PassResult:
-    """Rounds until one changes nothing; its refusals count, as later merges settle earlier ones.
+    """Turns until every pass has seen a graph that none of them changes.
+
+    The refusals of each one's last turn count, as later merges settle earlier ones.
 
     Raises:
         EquivalenceError: there is no end to it.
     """
     enabled = [each for each in passes if each.name not in disable]
     edits: list[Edit] = []
+    refusals: list[tuple[RefusedRewrite, ...]] = [()] * len(enabled)
+    in_vain = 0  # turns since something changed
     # A merge leaves fewer nodes than it found, so that there are no more rounds than nodes.
-    for _ in range(len(graph_module.graph.nodes) + 1):
-        result = run_pipeline(graph_module, enabled, check=check)
-        graph_module = result.graph_module
+    rounds = len(graph_module.graph.nodes) + 1
+    for place, each in islice(cycle(enumerate(enabled)), rounds * len(enabled)):
+        result = _run(graph_module, each, check)
+        graph_module, refusals[place] = result.graph_module, result.refusals
         edits.extend(result.edits)
-        if not result.modified:
-            return PassResult(graph_module, tuple(edits), result.refusals)
-    raise EquivalenceError(
-        f"passes {', '.join(pass_names(enabled))} take turns until none of them changes anything; "
-        f"one still does, the last with: {result.edits[-1].why}. A pass must come to an end"
-    )
+        in_vain = 0 if result.modified else in_vain + 1
+        if in_vain == len(enabled):
+            break
+    else:
+        if edits:
+            raise EquivalenceError(
+                f"passes {', '.join(pass_names(enabled))} take turns until none of them changes "
+                f"anything; one still does, the last with: {edits[-1].why}. A pass must come to an "
+                "end"
+            )
+    return PassResult(graph_module, tuple(edits), tuple(chain.from_iterable(refusals)))

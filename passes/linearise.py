@@ -40,10 +40,11 @@ class Linearise:
     def run(self, graph_module: GraphModule) -> PassResult:
         recorder = Recorder(graph_module, self.name)
         wanted = set(self.sites)
+        still = recorder.aliases.are_never_overwritten  # nor will they be: nothing is added
         for site in find_sites(recorder.graph_module):
             if site.name not in wanted:
                 continue
-            refusal = hazard(recorder.graph_module, site.rectifier)
+            refusal = None if still else hazard(recorder.aliases, site.rectifier)
             if refusal is None:
                 self._delete(recorder, site)
             else:
@@ -63,9 +64,8 @@ class Linearise:
         recorder.replace(node, recorder.insert(path, module, by, node, why), why)
 
 
-def hazard(graph_module: GraphModule, rectifier: Rectifier) -> Refusal | None:
+def hazard(aliases: Aliases, rectifier: Rectifier) -> Refusal | None:
     """Why the rectifier cannot be deleted without changing what other nodes read, if so."""
-    aliases = Aliases(graph_module)
     if rectifier.inplace:
         if seen := aliases.others_see(rectifier.node):
             return Refusal(

@@ -25,10 +25,12 @@ def missing(path: Path, seen: frozenset[Path] = frozenset()) -> list[str]:
     needed = OF_FOLDERS.get(path.parent.name, ())
     found = {name for name in needed if find_spec(name) is None}
     for name in _imported(path):
-        top, module = name.partition(".")[0], ROOT / f"{name.replace('.', '/')}.py"
+        top, file = name.partition(".")[0], f"{name.replace('.', '/')}.py"
+        # A bare name is a module of `tests`: pytest puts that folder on the path.
+        module = ROOT / file if top in ("tests", "benchmarks") else ROOT / "tests" / file
         if top in EXTRAS and find_spec(top) is None:
             found.add(top)
-        elif module.is_file() and module not in seen and top in ("tests", "benchmarks"):
+        elif module.is_file() and module not in seen:
             found.update(missing(module, seen | {path}))
     return sorted(found)
 

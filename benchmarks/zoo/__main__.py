@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
-from benchmarks.zoo.architectures import names
+from benchmarks.zoo.architectures import SMALL, names
 from benchmarks.zoo.compiled import compile_and_compare
 from benchmarks.zoo.examine import LARGEST, Record, Settings, examine
 from benchmarks.zoo.pinned import differences, inputs, load, pin, quick, summary
@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def _run(arguments: argparse.Namespace, table: dict[str, Record], examination: Examination) -> int:
-    chosen = quick(table) if arguments.quick else names()
+    chosen = sorted({*quick(table), *SMALL}) if arguments.quick else names()
     if arguments.globs:
         chosen = [n for n in chosen if any(fnmatchcase(n, glob) for glob in arguments.globs)]
     # Small ones first: whoever stops a run early has seen the most architectures by then.

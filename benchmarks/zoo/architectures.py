@@ -1,7 +1,12 @@
-"""Every architecture of torchvision and timm by name, and how each is built and fed."""
+"""Every architecture of torchvision and timm by name, and how each is built and fed.
+
+A name may end in options for the builder, as `timm:twins_svt_small?depths=(1,1,1,1)`: a smaller
+variant, for families whose smallest named one is too large for the tests.
+"""
 
 from __future__ import annotations
 
+import ast
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,6 +22,32 @@ from torchvision.models import detection, quantization, segmentation, video
 
 SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 288, 299, 320, 384, 448, 512)
 FRAMES = (4, 8, 16)
+# Smaller variants of families whose smallest name is large or slow: fewer or narrower layers.
+SMALL = (
+    "timm:beit_base_patch16_224?embed_dim=64&depth=2&num_heads=4",
+    "timm:cait_xxs24_224?depth=2&depth_token_only=1",
+    "timm:davit_tiny?depths=(1,1,1,1)&embed_dims=(32,64,96,128)&num_heads=(1,2,3,4)",
+    "timm:deepseek_vit_412m?embed_dim=64&depth=2&num_heads=4",
+    "timm:efficientformer_l1?depths=(1,1,1,2)",
+    "timm:hiera_tiny_224?stages=(1,1,1,1)&embed_dim=32",
+    "timm:mobilenetv5_base?channel_multiplier=0.125",
+    "timm:naflexvit_base_patch16_gap?embed_dim=64&depth=2&num_heads=4",
+    "timm:qwen3_vit_88m?embed_dim=64&depth=2&num_heads=4",
+    "timm:res2next50?layers=(1,1,1,1)",
+    "timm:sam2_hiera_tiny?embed_dim=32",
+    "timm:samvit_base_patch16_224?embed_dim=64&depth=2&num_heads=4",
+    "timm:sequencer2d_s?layers=(1,1,1,1)",
+    "timm:swin_s3_tiny_224?depths=(1,1,1,1)&embed_dim=48",
+    "timm:swinv2_cr_tiny_224?depths=(1,1,1,1)&embed_dim=48",
+    "timm:swinv2_tiny_window16_256?depths=(1,1,1,1)&embed_dim=48",
+    "timm:tiny_vit_5m_224?depths=(1,1,1,1)",
+    "timm:tnt_s_legacy_patch16_224?depth=2",
+    "timm:tresnet_m?layers=(1,1,1,1)",
+    "timm:twins_svt_small?depths=(1,1,1,1)",
+    "timm:vgg11?mlp_ratio=0.05",
+    "timm:vitamin_small_224?depth=2",
+    "timm:xcit_nano_12_p16_224?depth=2",
+)
 Build = Callable[..., nn.Module]
 
 
@@ -55,7 +86,7 @@ def names() -> list[str]:
 
 def family(name: str) -> str:
     """The family that a name belongs to: the module of its library that has its builder."""
-    library, _, rest = name.partition(":")
+    library, rest, _ = _parts(name)
     if library == "timm":
         return f"timm:{timm.models.model_entrypoint(rest).__module__.rpartition('.')[2]}"
     builder = models.get_model_builder(rest.removesuffix(".backbone"))
@@ -65,12 +96,21 @@ def family(name: str) -> str:
 
 def build(name: str, chosen: Input) -> nn.Module:
     """The architecture in eval mode with the library's own initial weights."""
-    library, _, rest = name.partition(":")
+    library, rest, options = _parts(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on deprecated names and on how weights are drawn
         make = _timm(rest) if library == "timm" else _torchvision(rest)
-        options = {} if chosen.image_size is None else {"img_size": chosen.image_size}
+        if chosen.image_size is not None:
+            options["img_size"] = chosen.image_size
         return make(**options).eval()
+
+
+def _parts(name: str) -> tuple[str, str, dict[str, Any]]:
+    """The library, the name in it, and the options for the builder."""
+    named, _, given = name.partition("?")
+    library, _, rest = named.partition(":")
+    pairs = (each.partition("=") for each in filter(None, given.split("&")))
+    return library, rest, {key: ast.literal_eval(value) for key, _, value in pairs}
 
 
 def _timm(name: str) -> Build:
@@ -92,7 +132,7 @@ def _torchvision(name: str) -> Build:
 
 def candidates(name: str) -> Iterator[Input]:
     """Inputs to try, the smallest first."""
-    library, _, rest = name.partition(":")
+    library, rest, _ = _parts(name)
     if library != "timm":
         if models.get_model_builder(rest.removesuffix(".backbone")).__module__.startswith(
             video.__name__

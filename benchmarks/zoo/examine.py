@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,14 +99,15 @@ def _merged(model: nn.Module, captured: GraphModule, chosen: Input, settings: Se
             report.operators_after,
         ]
         reference = unmerged if sites else model
-        found = _apart(reference, merged, fresh)
+        expected = _output(reference, fresh)
+        found = _apart(expected, merged, fresh)
         record[f"{key}_error"] = found
         if not found <= allowed:
             if precise or not _equal_in_double(reference, unmerged, x, fresh):
                 return record | {"status": "wrong", "reason": f"{key}: off by {found:.3g} relative"}
             record[f"{key}_in"] = "float64"
         if key == settings.parts[0]:
-            record["control"] = noticed = _noticed(reference, merged, fresh, allowed)
+            record["control"] = noticed = _noticed(expected, merged, fresh, allowed)
             if not noticed:
                 return record | {"status": "wrong", "reason": "a wrong weight was not noticed"}
     return record | {"status": "equal"}
@@ -134,40 +135,53 @@ def randomised(model: nn.Module) -> nn.Module:
     return model
 
 
-def _noticed(model: nn.Module, merged: GraphModule, x: Tensor, allowed: float) -> int:
+def _noticed(expected: Any, merged: GraphModule, x: Tensor, allowed: float) -> int:
     """How many of `DRAWS` wrong weights of the merged model move its output by more than allowed.
 
     Each is one number of a weight that is drawn, moved by the largest of them: the one that the
     output depends on most, as many others see nothing but padding or rectifiers that are off.
     """
-    changed = copy.deepcopy(merged).requires_grad_()
-    weights = [p for p in changed.parameters() if p.dim() > 1]
+    weights = [p for p in merged.parameters() if p.dim() > 1]
     order = torch.randperm(len(weights), generator=torch.Generator().manual_seed(3))
+    drawn = [weights[index] for index in order[:DRAWS].tolist()]
     count = 0
-    for index in order[:DRAWS].tolist():
-        leaves = pytree.tree_leaves(changed(x.clone()))
-        total = sum(leaf.square().sum() for leaf in leaves if leaf.is_floating_point())
-        (gradient,) = torch.autograd.grad(total, weights[index], allow_unused=True)
+    for weight, gradient in zip(drawn, _gradients(merged, drawn, x), strict=True):
         if gradient is None:
             continue
         place = torch.unravel_index(gradient.abs().argmax(), gradient.shape)
-        tensor = weights[index].detach()
+        tensor = weight.detach()
         kept = float(tensor[place])
         tensor[place] += float(tensor.abs().max())
-        count += not _apart(model, changed, x) <= allowed
+        count += not _apart(expected, merged, x) <= allowed
         tensor[place] = kept
     return count
+
+
+def _gradients(module: GraphModule, weights: list[Tensor], x: Tensor) -> Sequence[Tensor | None]:
+    """The gradients of the sum of the outputs' squares, and none by what they do not depend on."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(any(parameter is weight for weight in weights))
+    leaves = pytree.tree_leaves(module(x.clone()))
+    total = sum(leaf.square().sum() for leaf in leaves if leaf.is_floating_point())
+    if not weights or not isinstance(total, Tensor) or not total.requires_grad:
+        return [None] * len(weights)
+    return torch.autograd.grad(total, weights, allow_unused=True)
 
 
 def _equal_in_double(reference: nn.Module, unmerged: GraphModule, x: Tensor, fresh: Tensor) -> bool:
     """Whether the merge is right and only float32's rounding is larger than the tolerance."""
     merged = fxreduce.fuse(unmerged.double(), example_inputs=x.double())
-    return _apart(reference.double(), merged, fresh.double()) <= FLOAT64
+    fresh = fresh.double()
+    return _apart(_output(reference.double(), fresh), merged, fresh) <= FLOAT64
 
 
-def _apart(reference: nn.Module, other: nn.Module, x: Tensor) -> float:
+def _output(model: nn.Module, x: Tensor) -> Any:
     with torch.no_grad():
-        return difference(reference(x.clone()), other(x.clone())).max_rel
+        return model(x.clone())
+
+
+def _apart(expected: Any, other: nn.Module, x: Tensor) -> float:
+    return difference(expected, _output(other, x)).max_rel
 
 
 def _said(what: str, error: Exception) -> str:

@@ -97,6 +97,11 @@ class Aliases:
         """The node's place in the order of execution."""
         return self._place[node]
 
+    @property
+    def are_never_overwritten(self) -> bool:
+        """Whether no node of the graph works in place."""
+        return not self._writes
+
     def share_memory(self, a: Node, b: Node) -> bool:
         """Whether the two values may share memory."""
         return self._class[a] == self._class[b]

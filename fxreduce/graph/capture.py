@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 from fxreduce.errors import CaptureError, first_line
 from fxreduce.graph.compare import difference, model_dtype, paired, tolerance
 from fxreduce.graph.composites import compose_rectifiers
+from fxreduce.graph.decomposed import compose_batch_norms
 from fxreduce.graph.eval_mode import refuse_training, require_eval
 from fxreduce.graph.export import BOUND, trace_export
 from fxreduce.graph.nodes import has_hooks
@@ -78,6 +79,7 @@ def capture(model: Model, example_inputs: Any = None) -> GraphModule:
         graph_module, record = _climb(model, given)
     record = replace(record, hooked=_hooked(model, graph_module))
     refuse_training(graph_module)  # a function may have been told to train all the same
+    compose_batch_norms(graph_module)
     compose_rectifiers(graph_module)
     find_sites(graph_module)  # names the sites while all of them are there
     graph_module.meta[_CAPTURE] = record

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +15,7 @@ from fxreduce.graph.aliases import Aliases, makes_fresh
 from fxreduce.graph.nodes import SHAPE, label, module_path
 from fxreduce.graph.origins import ORIGINS, origins
 from fxreduce.graph.paths import Paths
+from fxreduce.graph.share import share
 from fxreduce.graph.values import VALUE
 
 _ABSORBED = "fxreduce.absorbed"  # node.meta key: what a merged call has taken the place of
@@ -193,7 +193,8 @@ class Recorder:
 
     def replace(self, node: Node, by: Node, why: str) -> None:
         """Let every user of `node` use `by`, and erase `node`."""
-        self._aliases = None
+        if self._aliases is not None and not self._aliases.share_memory(node, by):
+            self._aliases = None
         self._replace(node, by, why)
 
     def reroute(self, node: Node, by: Node, users: Sequence[Node], why: str) -> None:
@@ -217,9 +218,10 @@ class Recorder:
 
     def finish(self) -> GraphModule:
         """The edited graph module, checked and compiled, without the modules that nothing calls."""
-        self.graph_module.graph.lint()
-        self.graph_module.delete_all_unused_submodules()
-        self.graph_module.recompile()
+        if self.edits:
+            self.graph_module.graph.lint()
+            self.graph_module.delete_all_unused_submodules()
+            self.graph_module.recompile()
         return self.graph_module
 
     def _new(
@@ -302,13 +304,6 @@ def _labels(nodes: Sequence[Node]) -> tuple[str, ...]:
     """The labels of nodes that are about to be merged, each once, in order."""
     labels = (each for node in nodes for each in absorbed(node) or (label(node),))
     return tuple(dict.fromkeys(labels))
-
-
-def share(graph_module: GraphModule) -> GraphModule:
-    """A graph module with a graph of its own and the same modules and parameters."""
-    copy = GraphModule(graph_module, deepcopy(graph_module.graph), type(graph_module).__name__)
-    copy.meta = dict(graph_module.meta)
-    return copy
 
 
 def _own_constants(nodes: Sequence[Node]) -> set[Node]:

@@ -116,7 +116,7 @@ class LayerFolding(Rule):
         for site in find_sites(recorder.graph_module):
             if site.name not in wanted:
                 continue
-            if hazard(recorder.graph_module, site.rectifier) is not None:
+            if hazard(recorder.aliases, site.rectifier) is not None:
                 continue
             rectify = evaluator(recorder.graph_module, site.rectifier)
             module = FoldedRectifier(rectify, self.pull, like)

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from checks import calling, randomised, read_operators, refusals
+from checks import assert_close, calling, randomised, read_operators, refusals
 from torch import Tensor, nn
 from torch.export import export
 
+import fxreduce
 from fxreduce.graph.affine import AffineCall, read_affine
 from fxreduce.graph.capture import capture
+from fxreduce.graph.rectifiers import find_sites
 from fxreduce.operators.affine import ScaleShift
 
 UNKNOWN = "batch-norm normalises axis 1, and nothing tells how many axes its input has"
@@ -41,9 +43,77 @@ def test_a_module_is_read_over_axis_1_in_each_dialect(
 ) -> None:
     model = randomised(nn.Sequential(norm(4, affine=affine)))
     x = torch.randn(*shape, dtype=torch.float64)
-    for graph_module in (capture(model, x), capture(export(model, (x,)))):
-        (operator,) = scale_shifts(graph_module, x)
+    exported = export(model, (x,))
+    for form in (model, exported, exported.run_decompositions()):
+        (operator,) = scale_shifts(capture(form, x), x)
         assert operator.rank == rank
+
+
+ATEN = torch.ops.aten
+EVAL = (0.1, 1e-2)
+DECOMPOSED: dict[str, Callable[[Any, Tensor], Any]] = {
+    "no training": lambda m, x: ATEN._native_batch_norm_legit_no_training(
+        x, m.gain, m.offset, m.mean, m.var, *EVAL
+    ),
+    "no update": lambda m, x: ATEN._batch_norm_no_update(x, m.gain, m.offset, m.mean, m.var, *EVAL),
+    "native": lambda m, x: ATEN.native_batch_norm(
+        x, None, m.offset, m.mean, m.var, training=False, momentum=0.1, eps=1e-2
+    ),
+    "legit": lambda m, x: ATEN._native_batch_norm_legit(
+        x, m.gain, None, m.mean, m.var, False, *EVAL
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DECOMPOSED)
+def test_what_decompositions_leave_of_a_batch_norm_is_read_as_one(name: str) -> None:
+    x = torch.randn(2, 4, 3, 3, dtype=torch.float64)
+    model = Functional(lambda m, x: DECOMPOSED[name](m, x)[0].relu()).double().eval()
+    for graph_module in (capture(model, x), capture(export(model, (x,)))):
+        assert len(scale_shifts(graph_module, x)) == 1
+        assert len(find_sites(graph_module)) == 1
+        assert_close(model(x), graph_module(x))
+
+
+def test_a_decomposed_batch_norm_whose_statistics_are_read_stays() -> None:
+    read = DECOMPOSED["native"]
+    x = torch.randn(2, 4, 3, 3, dtype=torch.float64)
+    for call in (lambda m, x: read(m, x)[::2], lambda m, x: read(m, x)):
+        model = Functional(call).double().eval()
+        graph_module = capture(model, x)
+        assert scale_shifts(graph_module, x) == []
+        assert_close(model(x), graph_module(x))
+
+
+@pytest.mark.parametrize("kind", ["_native_batch_norm_legit", "native_batch_norm"])
+def test_a_decomposed_batch_norm_by_the_batch_s_own_statistics_stays(kind: str) -> None:
+    call = getattr(ATEN, kind)
+    model = Functional(lambda m, x: call(x, m.gain, m.offset, m.mean, m.var, True, 0.0, 1e-2)[0])
+    x = torch.randn(2, 4, 3, 3, dtype=torch.float64)
+    graph_module = capture(model.double().eval(), x)
+    assert scale_shifts(graph_module, x) == []
+    assert_close(model(x), graph_module(x))
+
+
+def test_an_export_after_decompositions_merges_as_much_as_the_model() -> None:
+    model = randomised(
+        nn.Sequential(
+            nn.Conv2d(3, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Conv2d(4, 5, 1),
+            nn.BatchNorm2d(5),
+            nn.Flatten(),
+            nn.Linear(5 * 36, 7),
+        )
+    )
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    program = export(model, (x,)).run_decompositions()
+    for form in (model, program):
+        merged = fxreduce.fuse(form, example_inputs=x)
+        report = fxreduce.report(merged)
+        assert report.operators_after == 2 + (form is model)
+        assert_close(model(x), merged(x))
 
 
 class Functional(nn.Module):

@@ -13,7 +13,8 @@ from torch.fx import GraphModule, Node, Tracer, symbolic_trace
 
 from fxreduce.graph.capture import capture
 from fxreduce.graph.nodes import shape_of
-from fxreduce.graph.recorder import Edit, Recorder, RefusedRewrite, absorbed, share
+from fxreduce.graph.recorder import Edit, Recorder, RefusedRewrite, absorbed
+from fxreduce.graph.share import share
 
 
 def chain() -> GraphModule:

@@ -113,6 +113,45 @@ def test_every_pass_that_changed_something_is_checked() -> None:
     assert checked == ["drop_identities", "fuse_chain"]
 
 
+def test_a_pass_that_changes_nothing_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, compiled = chain(), []
+    code = given.code
+
+    def recompile(graph_module: GraphModule) -> None:
+        if len(graph_module.graph.nodes):
+            compiled.append(graph_module)
+
+    monkeypatch.setattr(GraphModule, "recompile", recompile)
+    result = run_pipeline(given, (SingleAssignment(), Rename()))
+    assert not compiled
+    assert result.graph_module is not given
+    assert result.graph_module.code == code
+
+
+def test_passes_that_take_turns_end_once_each_has_seen_the_same_graph() -> None:
+    ran: list[str] = []
+
+    @dataclass(frozen=True)
+    class Drops(DropIdentities):
+        """Notes that it ran."""
+
+        def run(self, graph_module: GraphModule) -> PassResult:
+            ran.append(self.name)
+            return super().run(graph_module)
+
+    @dataclass(frozen=True)
+    class Notes(Rename):
+        """Notes that it ran."""
+
+        def run(self, graph_module: GraphModule) -> PassResult:
+            ran.append(self.name)
+            return super().run(graph_module)
+
+    result = run_pipeline(chain(), (Repeat((Drops(), Notes())),))
+    assert ran == ["drop_identities", "rename", "drop_identities"]
+    assert [refusal.rewrite for refusal in result.refusals] == ["rename"]
+
+
 def test_a_malformed_graph_is_an_error_that_names_the_pass() -> None:
     with pytest.raises(EquivalenceError, match="pass 'break' left a malformed graph"):
         run_pipeline(chain(), (Break(),))
