@@ -63,4 +63,4 @@ def weights_as_inputs(graph_module: GraphModule) -> tuple[GraphModule, tuple[Ten
 def _keep_source(node: Node, source: Any) -> None:
     """Note where an input is from, as torch.compile does."""
     if source is not None:
-        node._dynamo_source = source  # type: ignore[attr-defined]
+        node._dynamo_source = source
