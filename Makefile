@@ -48,8 +48,9 @@ zoo: $(STAMP) ## examine every architecture of torchvision and timm; goes on whe
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.zoo run --jobs $(JOBS)
 	$(BIN)/python -m benchmarks.zoo compare
 
-backend: $(STAMP) ## run the tests of the backend for torch.compile with inductor inside, too
+backend: $(STAMP) ## test the backend for torch.compile with inductor inside, too, and on the zoo's families
 	$(PYTEST) tests/backend -m ''
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.zoo compile --quick --parts fused --jobs $(JOBS)
 
 bench: $(STAMP) ## run all benchmarks, less than 40 minutes; the documentation shows the results
 	$(BIN)/python -m benchmarks
