@@ -61,6 +61,13 @@ class Cover:
 
     cost: float
     merged: tuple[Region, ...] = ()
+    fewer: int = 0
+    """How many operators fewer there are then."""
+
+    @classmethod
+    def whole(cls, cost: float, region: Region) -> Cover:
+        """The region as one operator."""
+        return cls(cost, (region,), sum(1 for _ in leaves(region)) - 1)
 
 
 def series(*regions: Region) -> Region:
@@ -121,7 +128,7 @@ def merge(region: Region, read: Callable[[Leaf], Operator]) -> Operator | Refusa
 def cheapest_cover(
     region: Region, setting: Setting, model: CostModel, able: Able = lambda _: True
 ) -> Cover:
-    """The cover of least cost; of equal ones one that merges less.
+    """The cover of least cost; of equal ones one that merges less, and rather in front.
 
     Args:
         setting: the input of the region.
@@ -155,23 +162,27 @@ class _Cuts(_Options):
 
     def best(self, rates: Sequence[float]) -> Cover:
         size = len(self.items)
-        total = [0.0] * (size + 1)  # of the best cover from a place on
+        total = [(0.0, 0)] * (size + 1)  # cost and merges of the best cover from a place on
         chosen: list[tuple[Cover, int]] = []  # its first part and where that ends, last place first
         for start in reversed(range(size)):
             parts = [(self.items[start].best(rates), start + 1)]
             for end in range(start + 2, min(start + LONGEST_PART, size) + 1):
                 if (start, end) in self.spans:
                     place, part = self.spans[start, end]
-                    parts.append((Cover(rates[place], (part,)), end))
-            best = min(parts, key=lambda each: each[0].cost + total[each[1]])
-            chosen.append(best)
-            total[start] = best[0].cost + total[best[1]]
+                    parts.append((Cover.whole(rates[place], part), end))
+            rated = [
+                (cover.cost + total[end][0], cover.fewer + total[end][1], -place)
+                for place, (cover, end) in enumerate(parts)
+            ]
+            least, fewer, longest = min(rated)
+            chosen.append(parts[-longest])
+            total[start] = least, fewer
         merged: list[Region] = []
         start = 0
         while start < size:
             cover, start = chosen[size - 1 - start]
             merged += cover.merged
-        return Cover(total[0], tuple(merged))
+        return Cover(total[0][0], tuple(merged), total[0][1])
 
 
 @dataclass(frozen=True)
@@ -183,11 +194,12 @@ class _Sum(_Options):
     def best(self, rates: Sequence[float]) -> Cover:
         covers = [branch.best(rates) for branch in self.branches]
         cost = rates[self.addition] + sum(cover.cost for cover in covers)
-        apart = Cover(cost, tuple(part for cover in covers for part in cover.merged))
+        parts = tuple(part for cover in covers for part in cover.merged)
+        apart = Cover(cost, parts, sum(cover.fewer for cover in covers))
         if self.merged is None:
             return apart
         place, region = self.merged
-        return min(apart, Cover(rates[place], (region,)), key=lambda cover: cover.cost)
+        return min(apart, Cover.whole(rates[place], region), key=lambda cover: cover.cost)
 
 
 @dataclass

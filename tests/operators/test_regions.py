@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from covers import cheapest_by_trial, conv, cost_of, regions
+import torch
+from covers import cheapest_by_trial, conv, cost_of, leaf, regions
 from hypothesis import given, settings
 
+from fxreduce.operators.affine import ScaleShift
 from fxreduce.operators.cost import FlopsCost
 from fxreduce.operators.regions import Parallel, Region, Series, cheapest_cover, leaves, series
 from fxreduce.operators.setting import Setting
@@ -65,3 +67,13 @@ def test_all_candidates_are_rated_in_one_comparison() -> None:
     model = Comparing()
     cover = cheapest_cover(bottleneck(conv(64, 64, 3, padding=1)), Setting((1, 64, 8, 8)), model)
     assert (model.calls, cover.cost, len(cover.merged)) == (1, 1.0, 1)
+
+
+def test_of_covers_that_cost_the_same_the_one_that_merges_in_front_is_taken() -> None:
+    """A scale goes into what is in front of it, where the region behind carries a border anyway."""
+    scale = leaf(ScaleShift(torch.empty(16, device="meta"), torch.empty(16, device="meta"), 2))
+    padded = conv(16, 64, 3, groups=1, padding=1)
+    block = Parallel(series(conv(64, 16, 1), padded), Series(), "+")
+    region = series(conv(16, 96, 1), scale, block)
+    front, behind = cheapest_cover(region, Setting((1, 96, 16, 16)), COST).merged
+    assert [len(list(leaves(part))) for part in (front, behind)] == [2, 2]
