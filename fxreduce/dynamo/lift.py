@@ -44,6 +44,9 @@ class Lifted:
 class _EveryCall(Tracer):
     """Traces through every module, down to the functions that it calls."""
 
+    # The methods of a tensor itself take no traced sizes on torch 2.6, those of a traced one do.
+    proxy_buffer_attributes = True
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
         return False
 

@@ -6,8 +6,11 @@ at all architectures, as they are, too.
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
+from benchmarks.zoo.architectures import family
 from benchmarks.zoo.examine import Settings, examine
 from benchmarks.zoo.pinned import inputs, load, proved, quick
 
@@ -16,13 +19,23 @@ INPUTS = inputs(TABLE)
 SETTINGS = Settings(precise=True, parts=("half",))
 
 
-def marks(name: str) -> tuple[pytest.MarkDecorator, ...]:
-    """torch.export alone takes many times what all else does."""
-    return (pytest.mark.zoo,) if TABLE[name]["rung"] == "torch.export" else ()
+LARGEST = 3e12  # weights times numbers of the input, which the multiply-adds grow with
+NAMES = proved(TABLE, quick(TABLE))
+
+
+def is_slow(name: str) -> bool:
+    """Whether the model is large, or takes torch.export, which alone takes most of the time."""
+    large = TABLE[name]["weights"] * math.prod(INPUTS[name].shape) > LARGEST
+    return large or TABLE[name]["rung"] == "torch.export"
+
+
+def test_the_quick_list_has_120_families() -> None:
+    assert len({family(name) for name in NAMES if not is_slow(name)}) >= 120
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=marks(name)) for name in proved(TABLE, quick(TABLE))]
+    "name",
+    [pytest.param(name, marks=(pytest.mark.zoo,) if is_slow(name) else ()) for name in NAMES],
 )
 def test_a_family_is_captured_and_merged_and_a_wrong_weight_is_noticed(name: str) -> None:
     pinned = TABLE[name]
