@@ -254,11 +254,21 @@ def test_any_other_edit_lets_the_aliases_be_built_again() -> None:
     for edit in (
         lambda: recorder.insert("new", nn.Tanh(), at["tanh"], at["one"], "why"),
         lambda: recorder.reroute(at["tanh"], at["add_"], [at["two"]], "why"),
-        lambda: recorder.replace(at["view"], at["add__1"], "why"),
+        lambda: recorder.replace(at["one"], at["tanh"], "why"),
     ):
         before = recorder.aliases
         edit()
         assert recorder.aliases is not before
+
+
+def test_the_aliases_are_kept_where_a_value_is_replaced_by_one_in_the_same_memory() -> None:
+    recorder = Recorder(capture(InPlaceStream().eval()), "test")
+    at = {node.name: node for node in recorder.nodes}
+    before = recorder.aliases
+    recorder.replace(at["view"], at["add__1"], "why")
+    assert recorder.aliases is before
+    assert before.share_memory(at["add__1"], at["tanh"])
+    assert before.overwritten(at["tanh"]) is at["add_"]
 
 
 def test_merging_into_a_module_that_may_return_its_input_builds_the_aliases_again() -> None:
