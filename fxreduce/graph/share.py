@@ -41,7 +41,8 @@ def _share_attributes(given: GraphModule, copy: GraphModule, graph: Graph) -> No
         if theirs is mine:  # a module around it is shared as a whole
             continue
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-            mine.register_buffer(name, value)
+            kept = name not in theirs._non_persistent_buffers_set
+            mine.register_buffer(name, value, persistent=kept)
         else:
             setattr(mine, name, value)
 
