@@ -39,7 +39,7 @@ SCOPES = ("merged", "downstream")
 CACHE = 1 << 28
 # Positions of an image are much alike: a fit takes at most one in so many, and of so many images at
 # least, before it does with fewer images than there are.
-_SPARSE, _IMAGES = 4, 256
+_SPARSE, _IMAGES = 4, 1024
 # One sample in so many is held out to choose the strength of the ridge.
 _HELD_OUT_EVERY = 4
 # Values that differ by more, relative to the largest one, are not the same value; and those of the
