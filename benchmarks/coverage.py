@@ -21,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.document import Table
 from benchmarks.run import Run, parser_of
-from benchmarks.zoo.examine import Record, Settings
+from benchmarks.zoo.examine import Record, Settings, examine
 from benchmarks.zoo.pinned import QUICK, differences, inputs, load, proved, quick
 from benchmarks.zoo.sweep import Limits, read_results, sweep
 
@@ -122,6 +122,7 @@ def main(given: Sequence[str] | None = None) -> int:
             chosen,
             path,
             Settings(),
+            examination=examine,
             limits=Limits(),
             jobs=arguments.jobs,
             known=inputs(pinned),

@@ -64,7 +64,7 @@ PARTS = (
     Part(
         "scale",
         "benchmarks.scale",
-        {"whole": "--limit 15", "short": "--sizes 30 300 --models swin_b"},
+        {"whole": "--sizes 100 300 1000 --limit 40", "short": "--sizes 30 300 --models swin_b"},
     ),
     Part(
         "cost",

@@ -60,7 +60,10 @@ def image_rows(name: str, arguments: Any) -> Iterator[economy.Row]:
         yield economy.Row(name, count, arguments.draws, 0.98, 0.975, 0.97)
 
 
-def examine_nothing(names: list[str], results: Path, *_: Any, **__: Any) -> None:
+def examine_nothing(
+    names: list[str], results: Path, settings: Any, *, examination: Any, limits: Any,
+    jobs: int, known: Any, told: Any,
+) -> None:  # fmt: skip
     record = {"status": "equal", "sites": 3, "operators": [5, 2]}
     results.write_text("".join(json.dumps({"name": name} | record) + "\n" for name in names))
 
