@@ -22,7 +22,9 @@ from fxreduce.graph.rectifiers import find_sites
 FLOAT32, FLOAT64 = 1e-5, 1e-9
 # Above this many weights a model is captured and counted, on the meta device, but not merged.
 LARGEST = 150_000_000
-DRAWS = 3
+# Wrong weights that must be noticed, and how many are tried for that: of some networks the output
+# hardly depends on most.
+DRAWS, MOST_DRAWS = 3, 12
 
 Record = dict[str, Any]
 
@@ -136,14 +138,15 @@ def randomised(model: nn.Module) -> nn.Module:
 
 
 def _noticed(expected: Any, merged: GraphModule, x: Tensor, allowed: float) -> int:
-    """How many of `DRAWS` wrong weights of the merged model move its output by more than allowed.
+    """How many wrong weights of the merged model move its output by more than allowed.
 
-    Each is one number of a weight that is drawn, moved by the largest of them: the one that the
-    output depends on most, as many others see nothing but padding or rectifiers that are off.
+    `DRAWS` end the search, `MOST_DRAWS` are tried. Each is one number of a weight that is drawn,
+    moved by the largest of them: the one that the output depends on most, as many others see
+    nothing but padding or rectifiers that are off.
     """
     weights = [p for p in merged.parameters() if p.dim() > 1]
     order = torch.randperm(len(weights), generator=torch.Generator().manual_seed(3))
-    drawn = [weights[index] for index in order[:DRAWS].tolist()]
+    drawn = [weights[index] for index in order[:MOST_DRAWS].tolist()]
     count = 0
     for weight, gradient in zip(drawn, _gradients(merged, drawn, x), strict=True):
         if gradient is None:
@@ -154,6 +157,8 @@ def _noticed(expected: Any, merged: GraphModule, x: Tensor, allowed: float) -> i
         tensor[place] += float(tensor.abs().max())
         count += not _apart(expected, merged, x) <= allowed
         tensor[place] = kept
+        if count == DRAWS:
+            break
     return count
 
 
