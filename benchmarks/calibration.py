@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import gc
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,7 +30,7 @@ import fxreduce
 from benchmarks import charts
 from benchmarks.document import Table
 from benchmarks.models import build
-from benchmarks.run import Run, parser_of
+from benchmarks.run import Run, parser_of, printed_alone
 from fxreduce.calibration.observer import require_finite
 from fxreduce.passes.observe import Observe, observers
 
@@ -129,12 +127,9 @@ def _reset_peak() -> bool:
 
 def peak_in_process(kind: str, name: str, arguments: argparse.Namespace) -> int:
     """`peak_bytes`, the median of several processes, which map memory differently."""
-    command = [sys.executable, __file__, "--peak", kind, "--models", name]
-    command += ["--batch", str(arguments.batch), "--size", str(arguments.size)]
-    outputs = (
-        subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        for _ in range(arguments.processes)
-    )
+    given = ("--peak", kind, "--models", name)
+    given += ("--batch", arguments.batch, "--size", arguments.size)
+    outputs = (printed_alone(__file__, *given) for _ in range(arguments.processes))
     return median(int(output.split()[-1]) for output in outputs)
 
 

@@ -16,8 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,7 +31,7 @@ import fxreduce
 from benchmarks.document import Table
 from benchmarks.frontier import CACHE, EPOCHS, NETWORKS, Subject
 from benchmarks.models import build
-from benchmarks.run import Run, parser_of
+from benchmarks.run import Run, parser_of, printed_alone
 from benchmarks.work import Work
 from fxreduce.data.dataset import Batches, InputBatches
 
@@ -154,10 +152,9 @@ def figures_of(name: str, arguments: argparse.Namespace) -> Figures:
 
 def in_process(kind: str, name: str, arguments: argparse.Namespace) -> dict[str, float]:
     """`measured` by a process of its own."""
-    command = [sys.executable, __file__, "--one", kind, "--models", name]
-    command += ["--images", str(arguments.images), "--size", str(arguments.size)]
-    command += ["--cache", str(arguments.cache), "--epochs", str(arguments.epochs)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    given = ("--one", kind, "--models", name, "--images", arguments.images)
+    given += ("--size", arguments.size, "--cache", arguments.cache, "--epochs", arguments.epochs)
+    output = printed_alone(__file__, *given)
     found: dict[str, float] = json.loads(output.splitlines()[-1])
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -103,6 +104,12 @@ class Run:
             print(f"no chart: {error}", file=sys.stderr)
             return None
         return path.name
+
+
+def printed_alone(file: str, *arguments: object) -> str:
+    """What a module of the benchmarks prints, run with these arguments by a process of its own."""
+    command = [sys.executable, file, *map(str, arguments)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def about(doc: str) -> list[str]:

@@ -100,7 +100,7 @@ class Calibration:
         known = replace(self, total=sum(counts), before=before)
         if known.total < 2:  # then it serves for both
             return replace(known, held_out=known._own())
-        affordable = max(1, HELD_OUT // max(1, _bytes(self.loader.first())))
+        affordable = max(1, HELD_OUT // max(1, tensor_bytes(self.loader.first())))
         every = max(every, -(-known.total // affordable))
         parted = replace(known, skip=min(every, known.total))
         return replace(parted, held_out=parted._own())
@@ -243,7 +243,7 @@ def describe(batch: Any) -> str:
     return ", ".join(shapes) or f"none (a {type(batch).__name__})"
 
 
-def _bytes(batch: Any) -> int:
-    """The memory of a batch's tensors."""
-    leaves = pytree.tree_leaves(batch)
+def tensor_bytes(values: Any) -> int:
+    """The memory of the tensors of a batch or of an output."""
+    leaves = pytree.tree_leaves(values)
     return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))

@@ -140,7 +140,7 @@ def _finish(
     """Apply the plan, write what comes of it, and print the report."""
     original = inputs.model.module
     reduced = plan.apply(original)
-    agreeing = agreement(original, reduced, inputs.data.held_out, str(device))
+    agreeing = agreement(original, reduced, inputs.data.held_out, device)
     sample = to_device(first_samples(next(iter(inputs.data.held_out))[0], 1), device)
     calls = [partial(call, module, sample) for module in (original, reduced)]
     before, after = median_latencies(calls, device, rounds=_ROUNDS)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxreduce.calibration.batches import Calibration
+from fxreduce.calibration.batches import Calibration, tensor_bytes
 
 # Bytes of the original's outputs that are kept; those of further batches are computed again.
 BOUND = 1 << 26
@@ -45,7 +45,7 @@ class HeldOutError:
         if number in self._kept:
             return self._kept[number]
         leaves = pytree.tree_leaves(self._calibration.run(self._original, number, batch))
-        size = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
+        size = tensor_bytes(leaves)
         if self._bytes + size <= BOUND:
             self._kept[number], self._bytes = leaves, self._bytes + size
         return leaves

@@ -60,7 +60,7 @@ class CrossEntropy:
 
 @torch.no_grad()
 def agreement(
-    before: nn.Module, after: nn.Module, batches: LabelledBatches, device: str
+    before: nn.Module, after: nn.Module, batches: LabelledBatches, device: torch.device | str
 ) -> float | None:
     """The fraction of predictions that two models on `device` share; labels are not needed.
 

@@ -43,6 +43,19 @@ class Network(nn.Module):
         return self.head(self.blocks(x).mean((2, 3)))
 
 
+class Broken(nn.Module):
+    """Two blocks in two graphs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = Block(), Block()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        torch._dynamo.graph_break()
+        return self.last(x)
+
+
 class Inner:
     """A backend that keeps the graphs it is given, and lets another one compile them."""
 

@@ -12,23 +12,10 @@ from torch import Tensor, nn
 
 import fxreduce
 from fxreduce.report.compiled import CompiledReport
-from tests.backend.compiling import Block, Inner, image, network
+from tests.backend.compiling import Broken, Inner, image, network
 from tests.checks import randomised
 
 pytestmark = pytest.mark.usefixtures("no_grad")
-
-
-class Broken(nn.Module):
-    """Two blocks in two graphs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = Block(), Block()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x)
-        torch._dynamo.graph_break()
-        return self.last(x)
 
 
 def reported(model: nn.Module, x: Tensor, **options: object) -> CompiledReport:

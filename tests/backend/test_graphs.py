@@ -16,7 +16,7 @@ from torch.fx import Graph, GraphModule
 
 import fxreduce
 from fxreduce.dynamo.lift import lift
-from tests.backend.compiling import Block, Inner, calls, image, network
+from tests.backend.compiling import Broken, Inner, calls, image, network
 from tests.checks import assert_close, randomised
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -106,16 +106,6 @@ def test_an_eps_that_no_guard_watches_is_compared_at_every_call() -> None:
 
 
 def test_a_graph_break_splits_the_merging_and_nothing_else(inner: Inner) -> None:
-    class Broken(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.last = Block(), Block()
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.first(x)
-            torch._dynamo.graph_break()
-            return self.last(x)
-
     model, x = randomised(Broken()), image()
     compiled = torch.compile(model, backend=fxreduce.backend(inner))
     for _ in range(2):
