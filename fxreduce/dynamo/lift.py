@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, Tracer
 
 from fxreduce.graph.border_corrected import BorderCorrectedConv
+from fxreduce.graph.modules import BorderedConv
 from fxreduce.graph.nodes import SHAPE, attribute, tensor_of
 
 _FOLDED = "fxreduce_folded_"
@@ -63,7 +64,10 @@ class _Call(nn.Module):
 
 
 def lift(
-    merged: GraphModule, inputs: Mapping[str, int], weights: Mapping[int, tuple[str, int]]
+    merged: GraphModule,
+    inputs: Mapping[str, int],
+    weights: Mapping[int, tuple[str, int]],
+    sized: bool = True,
 ) -> Lifted:
     """Turn every parameter, buffer and module of a merged graph into inputs and functions.
 
@@ -72,15 +76,16 @@ def lift(
         inputs: the place of each of them among the original inputs, by name.
         weights: name and place of the inputs that the merged graph has as attributes instead, by
             the identity of the tensors.
+        sized: whether all sizes but those of batches are what the nodes know them to be.
     """
-    return _Lifter(merged, inputs, weights).run()
+    return _Lifter(merged, inputs, weights, sized).run()
 
 
-def _listed(graph_module: GraphModule, call: Node) -> nn.Module:
+def _listed(graph_module: GraphModule, call: Node, sized: bool) -> nn.Module:
     """The module that a node calls, in a form that is a list of functions for the node's input."""
     module = graph_module.get_submodule(str(call.target))
-    if isinstance(module, BorderCorrectedConv):
-        (given,) = call.all_input_nodes
+    (given,) = call.all_input_nodes
+    if isinstance(module, BorderCorrectedConv) or (sized and isinstance(module, BorderedConv)):
         return module.for_sizes(given.meta[SHAPE][-module.rank :])
     return module
 
@@ -91,8 +96,10 @@ class _Lifter:
         merged: GraphModule,
         inputs: Mapping[str, int],
         weights: Mapping[int, tuple[str, int]],
+        sized: bool,
     ) -> None:
         self._merged = merged
+        self._sized = sized
         self._places = dict(inputs)
         self._weights = weights
         self._graph = Graph()
@@ -126,7 +133,7 @@ class _Lifter:
         read: dict[int, Tensor] = {}
         for node in self._merged.graph.nodes:
             if node.op == "call_module":
-                module = _Call(_listed(self._merged, node))
+                module = _Call(_listed(self._merged, node, self._sized))
                 owner = GraphModule(module, _EveryCall().trace(module))
                 self._traced[node] = owner
                 nodes = list(owner.graph.nodes)

@@ -89,7 +89,7 @@ class Merging:
                 id(value): (weight.node, weight.index)
                 for weight, value in zip(template.weights, aliases, strict=True)
             }
-            lifted = lift(reduced.graph_module, template.inputs, names)
+            lifted = lift(reduced.graph_module, template.inputs, names, template.sized)
             reduced = PassResult(
                 reduced.graph_module, reduced.edits, (*prepared.refusals, *reduced.refusals)
             )

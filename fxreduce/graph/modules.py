@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from fxreduce.graph.affine import register_operator
 from fxreduce.graph.nodes import module_input, module_of
 from fxreduce.operators.affine import Conv, Operator, Refusal, ScaleShift, nonzero
 
+# The most bytes that a constant offset may take, which is as large as what it is added to.
+_OFFSET = 1 << 24
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -47,16 +50,16 @@ class BorderedConv(nn.Module):
     def __init__(self, conv: nn.Module, border: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.conv = conv
+        self.rank = border.dim() - 2  # spatial axes
         self.border = nn.Parameter(border)
         self.bias = None if bias is None else nn.Parameter(bias)
         # A tensor of the module's own, not one made in `forward`, which compilers do not fold.
         one = border.new_ones((1,) * border.dim())
         self.register_buffer("one", one, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def offset(self, sizes: Sequence[int]) -> Tensor:
+        """conv(1) + bias for inputs of these spatial sizes: [Cout, *sizes of the output]."""
         conv: Any = self.conv
-        # Sizes one by one: torch.fx can trace that, and an input without a batch axis has them too.
-        sizes = [x.shape[axis] for axis in range(-len(conv.stride), 0)]
         offset = torch.convolution(
             self.one.expand(1, 1, *sizes),
             self.border,
@@ -65,12 +68,40 @@ class BorderedConv(nn.Module):
             conv.padding,
             conv.dilation,
             False,
-            (0,) * len(conv.stride),
+            (0,) * self.rank,
             1,
         )
-        result: Tensor = conv(x)
-        # Of the same shape it can be added within the convolution, by those who compile it so.
-        return result.add_(offset[0].expand_as(result))
+        return offset[0]
+
+    def for_sizes(self, sizes: Sequence[int]) -> nn.Module:
+        """The same for inputs of these sizes alone, with conv(1) + bias computed, if it fits."""
+        offset = self.offset(sizes)
+        return self if offset.nbytes > _OFFSET else OffsetConv(self.conv, offset)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Sizes one by one: torch.fx can trace that, and an input without a batch axis has them too.
+        sizes = [x.shape[axis] for axis in range(-self.rank, 0)]
+        return _added(self.conv(x), self.offset(sizes))
+
+
+class OffsetConv(nn.Module):
+    """conv(x) + offset for inputs of one size; offset is [Cout, *spatial sizes of the output]."""
+
+    offset: Tensor
+
+    def __init__(self, conv: nn.Module, offset: Tensor) -> None:
+        super().__init__()
+        self.conv = conv
+        self.register_buffer("offset", offset)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _added(self.conv(x), self.offset)
+
+
+def _added(result: Tensor, offset: Tensor) -> Tensor:
+    """The sum, in the memory of the first."""
+    # Of the same shape it can be added within the convolution, by those who compile it so.
+    return result.add_(offset.expand_as(result))
 
 
 def to_module(operator: Operator, like: Tensor | None) -> nn.Module:

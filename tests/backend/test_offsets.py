@@ -1,0 +1,82 @@
+"""Biases that go through padding: a constant of one image's size where that is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxreduce
+from fxreduce.graph import modules
+from tests.backend.compiling import Inner
+from tests.checks import assert_close, randomised
+
+pytestmark = pytest.mark.usefixtures("no_grad")
+
+
+def block(stride: int = 1) -> nn.Module:
+    """An inverted residual block without rectifiers, which merges to one bordered convolution."""
+    return randomised(
+        nn.Sequential(
+            nn.Conv2d(4, 24, 1),
+            nn.Conv2d(24, 24, 3, stride, padding=1, groups=24),
+            nn.Conv2d(24, 4, 1),
+        )
+    )
+
+
+def image(batch: int = 2, size: int = 9) -> Tensor:
+    return torch.randn(batch, 4, size, size + 2, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_it_is_computed_once_with_the_folded_weights(stride: int, freeze: bool) -> None:
+    model, x, inner = block(stride), image(), Inner("aot_eager")
+    compiled = torch.compile(model, backend=fxreduce.backend(inner, freeze=freeze))
+    assert_close(model(x), compiled(x))
+    assert inner.calls()["conv2d"] == 1
+    assert inner.calls()["convolution"] == 0
+
+
+def test_it_follows_the_weights_and_serves_every_batch(inner: Inner) -> None:
+    model, other = block(), block()
+    compiled = torch.compile(model, backend=fxreduce.backend(inner))
+    x = image()
+    torch._dynamo.mark_dynamic(x, 0)
+    assert_close(model(x), compiled(x))
+    model[0].bias.mul_(3)
+    assert_close(model(x), compiled(x))
+    model.load_state_dict(other.state_dict())
+    for batch in (1, 2, 3, 7):
+        x = image(batch)
+        assert_close(other(x), compiled(x))
+    assert inner.compilations <= 2  # a batch of one may be compiled on its own
+
+
+def test_each_size_has_its_own_and_dynamic_ones_have_none(inner: Inner) -> None:
+    model = block()
+    compiled = torch.compile(model, backend=fxreduce.backend(inner))
+    for size in (9, 10, 3, 1):
+        x = image(size=size)
+        assert_close(model(x), compiled(x))
+    assert [inner.calls(place)["convolution"] for place in (0, 1)] == [0, 1]
+
+
+def test_an_image_without_a_batch_has_one_too(inner: Inner) -> None:
+    model, x = block(), image()[0]
+    assert_close(model(x), torch.compile(model, backend=fxreduce.backend(inner))(x))
+    assert inner.calls()["convolution"] == 0
+
+
+def test_too_large_a_one_is_computed_at_each_call(
+    inner: Inner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = block(), image()
+    offset = 4 * 9 * 11 * x.element_size()
+    for most, computed in ((offset, 0), (offset - 1, 1)):
+        monkeypatch.setattr(modules, "_OFFSET", most)
+        torch.compiler.reset()
+        compiled = torch.compile(model, backend=fxreduce.backend(inner))
+        assert_close(model(x), compiled(x))
+        assert inner.calls()["convolution"] == computed
