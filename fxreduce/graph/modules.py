@@ -100,8 +100,9 @@ class OffsetConv(nn.Module):
 
 def _added(result: Tensor, offset: Tensor) -> Tensor:
     """The sum, in the memory of the first."""
-    # Of the same shape it can be added within the convolution, by those who compile it so.
-    return result.add_(offset.expand_as(result))
+    # Without a batch axis: what has the very shape of the result, and its strides, inductor adds
+    # within the convolution, in the memory of the offset, be it a frozen constant.
+    return result.add_(offset)
 
 
 def to_module(operator: Operator, like: Tensor | None) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor import config
 
 import fxreduce
 from fxreduce.graph import modules
@@ -80,3 +81,18 @@ def test_too_large_a_one_is_computed_at_each_call(
         compiled = torch.compile(model, backend=fxreduce.backend(inner))
         assert_close(model(x), compiled(x))
         assert inner.calls()["convolution"] == computed
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+@pytest.mark.parametrize("shape", [(1, 4, 9, 9), (4, 9, 9)])
+def test_inductor_does_not_overwrite_a_frozen_one(shape: tuple[int, ...], ahead: bool) -> None:
+    """It would where the layout of a constant is the one that a convolution writes."""
+    model = nn.Sequential(*block()[:2], nn.Conv2d(24, 1, 1), nn.ReLU()).float().eval()
+    x = torch.randn(shape)
+    with config.patch(freezing=True):
+        if ahead:
+            compiled = torch.compile(fxreduce.fuse(model, example_inputs=x))
+        else:
+            compiled = torch.compile(model, backend=fxreduce.backend(freeze=True))
+        for _ in range(3):
+            assert_close(model(x), compiled(x), 1e-5)
