@@ -13,10 +13,12 @@ from typing import Any
 from torch import Tensor
 
 from fxreduce.operators.affine import Conv, Operator, Refusal, ScaleShift, as_conv, side_by_side
+from fxreduce.operators.geometry import once_for_geometries
 from fxreduce.operators.kernels import regroup
 from fxreduce.operators.transposed import as_ordinary, as_transposed, fitted, reach_of
 
 
+@once_for_geometries
 def add(f: Operator, g: Operator) -> Operator | Refusal:
     """The operator equal to f(x) + g(x) for every input of every size.
 

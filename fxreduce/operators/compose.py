@@ -22,10 +22,12 @@ from math import gcd
 from torch import Tensor
 
 from fxreduce.operators.affine import Conv, Operator, Refusal, ScaleShift, nonzero, side_by_side
+from fxreduce.operators.geometry import once_for_geometries
 from fxreduce.operators.kernels import contract, in_groups, merge_kernels, regroup
 from fxreduce.operators.transposed import UNEVEN, as_ordinary, compose_transposed, reach_of
 
 
+@once_for_geometries
 def compose(f: Operator, g: Operator) -> Operator | Refusal:
     """The operator equal to g(f(x)) for every input of every size.
 
