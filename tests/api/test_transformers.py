@@ -8,23 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import fxreduce
 from tests.checks import assert_close
+from tests.text_models import WIDTH, Batch, roberta, text, tokens
 
 transformers = pytest.importorskip("transformers")
-WIDTH = 16
-Batch = dict[str, Tensor]
-
-
-def tokens(samples: int = 3, length: int = 10, seed: int = 0) -> Batch:
-    """Token numbers and an attention mask that pads some of the samples."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, 50, (samples, length), generator=generator)
-    mask = torch.ones_like(ids)
-    mask[1, length // 2 :] = 0
-    return {"input_ids": ids, "attention_mask": mask}
 
 
 def pixels(samples: int = 3, size: int = 16, seed: int = 0) -> Batch:
@@ -35,24 +25,6 @@ def pixels(samples: int = 3, size: int = 16, seed: int = 0) -> Batch:
 def waves(samples: int = 3, length: int = 400, seed: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     return {"input_values": torch.randn(samples, length, generator=generator)}
-
-
-def text(model: str, **options: Any) -> Callable[[], nn.Module]:
-    """A text model of two layers by the name of its class."""
-
-    def make() -> nn.Module:
-        cls = getattr(transformers, model)
-        sizes = {
-            "vocab_size": 50,
-            "hidden_size": WIDTH,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": 2 * WIDTH,
-            "max_position_embeddings": 32,
-        }
-        return cls(cls.config_class(**sizes, **options))
-
-    return make
 
 
 def image(model: str, **options: Any) -> Callable[[], nn.Module]:
@@ -115,7 +87,7 @@ MODELS = {
         2, "bert.encoder.layer.0.intermediate.intermediate_act_fn.gelu", 1,
     ),
     "roberta": Entry(
-        text("RobertaForSequenceClassification", pad_token_id=1), tokens,
+        roberta, tokens,
         2, "roberta.encoder.layer.0.intermediate.intermediate_act_fn.gelu", 1,
     ),
     "distilbert": Entry(
