@@ -196,8 +196,10 @@ def measured(arguments: argparse.Namespace) -> Iterator[Figures]:
     for case in arguments.cases:
         for batch in arguments.batches:
             for frozen in (True, False):
-                yield measure(case, batch, frozen, arguments.runs, arguments.compilations)
-                print(f"{case}, batch {batch}, frozen {frozen}: done", file=sys.stderr)
+                found = measure(case, batch, frozen, arguments.runs, arguments.compilations)
+                cells = (f"{title} {form.format(of(found))}" for title, form, of in COLUMNS)
+                print(*cells, sep=", ", file=sys.stderr)  # for whoever stops it early
+                yield found
                 gc.collect()  # graphs hold themselves, and their weights
 
 
