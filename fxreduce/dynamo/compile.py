@@ -20,7 +20,7 @@ from fxreduce.dynamo.profile import Profiled
 from fxreduce.dynamo.records import Record
 from fxreduce.dynamo.reduction import Profile, Removal
 from fxreduce.dynamo.source import Source
-from fxreduce.dynamo.variants import Variants, take
+from fxreduce.dynamo.variants import Call, Variants, take
 
 log = logging.getLogger("fxreduce")
 
@@ -88,7 +88,8 @@ def _merged(
         baked = bake(lifted, {w.index: value for w, value in zip(weights, values, strict=True)})
         run = _compile(baked, inputs, inner.for_constants())
         state, numbers = source.state(values), source.numbers
-        return Frozen(run, take(baked.inputs), weights, numbers, state, record)
+        call = Call(run, take(baked.inputs), baked.folded, record)
+        return Frozen(call, weights, numbers, state)
     if not merged.modified:
         return record
     variants = Variants(inner)

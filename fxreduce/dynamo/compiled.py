@@ -60,16 +60,12 @@ class Frozen:
 
     def __init__(
         self,
-        run: Run,
-        inputs: Take,
+        call: Call,
         weights: Sequence[WeightInput],
         numbers: Sequence[NumberInput],
         state: State,
-        record: Record,
     ) -> None:
-        self._record = record
-        self._run = run
-        self._inputs = inputs
+        self._call = call
         self._weights = take([weight.index for weight in weights])
         self._paths = [weight.path for weight in weights]
         self._numbers = numbers
@@ -79,7 +75,8 @@ class Frozen:
         weights: tuple[Tensor, ...] = self._weights(args)
         if not self._state.holds(weights) or not are_same(self._numbers, args):
             self._refuse(weights)
-        return self._run(*self._inputs(args))
+        call = self._call
+        return call.run(*call.inputs(args), *call.folded)
 
     def _refuse(self, weights: tuple[Tensor, ...]) -> None:
         place = self._state.first_difference(weights)

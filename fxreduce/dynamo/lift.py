@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, Tracer
 
+from fxreduce.graph.aliases import Aliases
 from fxreduce.graph.border_corrected import BorderCorrectedConv
 from fxreduce.graph.modules import BorderedConv
-from fxreduce.graph.nodes import SHAPE, attribute, tensor_of
+from fxreduce.graph.nodes import SHAPE, attribute, operation, tensor_of
 
 _FOLDED = "fxreduce_folded_"
 
@@ -197,18 +198,39 @@ class _Lifter:
 
 
 def bake(lifted: Lifted, values: Mapping[int, Tensor]) -> Lifted:
-    """The same with weights as constants: the folded ones, and inputs by their places."""
-    given = [values.get(place) for place in lifted.inputs]
-    constants = dict(enumerate([*given, *lifted.folded]))
+    """The same with weights as constants: the folded ones, and inputs by their places.
+
+    What has a number for each position and is added stays an input: inductor adds a constant that
+    looks like the result of a convolution within it, into the constant's own memory.
+    """
+    placeholders = lifted.graph_module.graph.find_nodes(op="placeholder")
+    given = [*map(values.get, lifted.inputs), *lifted.folded]
+    added = set(_added(lifted.graph_module, placeholders))
+    constants = {
+        node: value
+        for node, value in zip(placeholders, given, strict=True)
+        if value is not None and not (node in added and value.dim() > 1 and value.shape[-1] > 1)
+    }
     graph = Graph()
     nodes: dict[Node, Node] = {}
     attributes: dict[str, Any] = dict(lifted.graph_module.named_modules())
     for node in lifted.graph_module.graph.nodes:
-        constant = constants.pop(len(nodes), None) if node.op == "placeholder" else None
-        if constant is None:
-            nodes[node] = graph.node_copy(node, nodes.__getitem__)
-        else:
-            attributes[node.name] = constant.detach()
+        if node in constants:
+            attributes[node.name] = constants[node].detach()
             nodes[node] = graph.get_attr(node.name)
-    inputs = tuple(place for place in lifted.inputs if place not in values)
-    return Lifted(GraphModule(attributes, graph), inputs, ())
+        else:
+            nodes[node] = graph.node_copy(node, nodes.__getitem__)
+    known = [node in constants for node in placeholders]
+    inputs = (place for place, is_known in zip(lifted.inputs, known, strict=False) if not is_known)
+    later = zip(lifted.folded, known[len(lifted.inputs) :], strict=True)
+    folded = (tensor for tensor, is_known in later if not is_known)
+    return Lifted(GraphModule(attributes, graph), tuple(inputs), tuple(folded))
+
+
+def _added(graph_module: GraphModule, placeholders: Sequence[Node]) -> Iterator[Node]:
+    """Those of the inputs that are added to something, as they are or as views."""
+    aliases = Aliases(graph_module)
+    for node in graph_module.graph.nodes:
+        if operation(node) in ("add", "add_"):
+            for given in node.all_input_nodes:
+                yield from (each for each in placeholders if aliases.share_memory(each, given))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -96,3 +98,30 @@ def test_inductor_does_not_overwrite_a_frozen_one(shape: tuple[int, ...], ahead:
             compiled = torch.compile(model, backend=fxreduce.backend(freeze=True))
         for _ in range(3):
             assert_close(model(x), compiled(x), 1e-5)
+
+
+class Placed(nn.Module):
+    """A convolution and a number for each position that is added to its result."""
+
+    def __init__(self, expanded: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 1, 3, padding=1)
+        self.place = nn.Parameter(torch.randn(1, 9, 11) if expanded else torch.randn(1, 1, 9, 11))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return torch.relu(y + self.place.expand_as(y))
+
+
+@pytest.mark.parametrize("expanded", [True, False])
+def test_nor_what_the_model_itself_adds(expanded: bool) -> None:
+    model, x = Placed(expanded).eval(), image(1).float()
+    for mode in (config.patch(freezing=True), nullcontext()):
+        with mode:
+            torch.compiler.reset()
+            compiled = torch.compile(model, backend=fxreduce.backend(freeze=True))
+            for _ in range(3):
+                assert_close(model(x), compiled(x), 1e-5)
+    model.place.mul_(2)
+    with pytest.raises(fxreduce.WeightsChangedError, match="place"):
+        compiled(x)
