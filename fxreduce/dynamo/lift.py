@@ -86,7 +86,9 @@ def _listed(graph_module: GraphModule, call: Node, sized: bool) -> nn.Module:
     """The module that a node calls, in a form that is a list of functions for the node's input."""
     module = graph_module.get_submodule(str(call.target))
     (given,) = call.all_input_nodes
-    if isinstance(module, BorderCorrectedConv) or (sized and isinstance(module, BorderedConv)):
+    if isinstance(module, BorderCorrectedConv):
+        return module.for_sizes(given.meta[SHAPE][-module.rank :])
+    if isinstance(module, BorderedConv) and sized and SHAPE in given.meta:
         return module.for_sizes(given.meta[SHAPE][-module.rank :])
     return module
 
