@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import mmap
 import os
 import signal
 import time
@@ -115,9 +116,13 @@ def examine_badly(name: str, *_: Any) -> Record:
         faulthandler.disable()  # or the log of all tests would show a crash
         os.kill(os.getpid(), signal.SIGSEGV)
     if name == "eats":
-        eaten = torch.ones(2**28)
-        time.sleep(10)
-        return {"status": str(eaten.sum())}
+        # New pages, as a heap may hold what it was given back, and go on until it is noticed.
+        eaten = []
+        for _ in range(24):
+            eaten.append(mmap.mmap(-1, 2**28, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+            for place in range(0, 2**28, mmap.PAGESIZE):
+                eaten[-1][place] = 1
+            time.sleep(0.3)
     if name == "hangs":
         while True:
             pass
