@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import torch
@@ -86,11 +87,10 @@ def _listed(graph_module: GraphModule, call: Node, sized: bool) -> nn.Module:
     """The module that a node calls, in a form that is a list of functions for the node's input."""
     module = graph_module.get_submodule(str(call.target))
     (given,) = call.all_input_nodes
-    if isinstance(module, BorderCorrectedConv):
-        return module.for_sizes(given.meta[SHAPE][-module.rank :])
-    if isinstance(module, BorderedConv) and sized and SHAPE in given.meta:
-        return module.for_sizes(given.meta[SHAPE][-module.rank :])
-    return module
+    shape = given.meta.get(SHAPE)
+    if shape is None or not (sized and isinstance(module, (BorderedConv, BorderCorrectedConv))):
+        return module
+    return module.for_sizes(shape[-module.rank :])
 
 
 class _Lifter:
@@ -222,11 +222,10 @@ def bake(lifted: Lifted, values: Mapping[int, Tensor]) -> Lifted:
             nodes[node] = graph.get_attr(node.name)
         else:
             nodes[node] = graph.node_copy(node, nodes.__getitem__)
-    known = [node in constants for node in placeholders]
-    inputs = (place for place, is_known in zip(lifted.inputs, known, strict=False) if not is_known)
-    later = zip(lifted.folded, known[len(lifted.inputs) :], strict=True)
-    folded = (tensor for tensor, is_known in later if not is_known)
-    return Lifted(GraphModule(attributes, graph), tuple(inputs), tuple(folded))
+    kept = [node not in constants for node in placeholders]
+    inputs = tuple(compress(lifted.inputs, kept))
+    folded = tuple(compress(lifted.folded, kept[len(lifted.inputs) :]))
+    return Lifted(GraphModule(attributes, graph), inputs, folded)
 
 
 def _added(graph_module: GraphModule, placeholders: Sequence[Node]) -> Iterator[Node]:
