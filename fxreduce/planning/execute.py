@@ -93,12 +93,14 @@ def execute(
 
     removal, merging = Linearise(decisions.sites, decisions.maps), fusion(decisions.cost)
     approximate = cropping(decisions.cropped, decisions.cost)
-    prepared = run_pipeline(graph_module, PREPARE, disable=disable, check=checker(graph_module))
+    check = checker(graph_module)
+    prepared = run_pipeline(graph_module, PREPARE, disable=disable, check=check)
     name_values(prepared.graph_module)
     removed = run_pipeline(prepared.graph_module, (removal,), disable=disable)
     exactly = checker(removed.graph_module) if approximate else None
     unmerged = run_pipeline(removed.graph_module, approximate, disable=disable, check=exactly)
-    check = checker(unmerged.graph_module)
+    if removed.modified or unmerged.modified:  # else the captured graph still is the reference
+        check = checker(unmerged.graph_module)
     if check is not None and is_half(model_dtype(unmerged.graph_module)):
         # Rounding to half precision hides a wrong merge; on a float64 copy nothing does.
         precise = doubled(unmerged.graph_module)
