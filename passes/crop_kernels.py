@@ -88,8 +88,6 @@ def _even(operator: Conv) -> Conv:
 def dearer(pair: Pair, cost: CostModel) -> Refusal | None:
     """Why one convolution for the pair is not worth it, if so."""
     f, g = (on_meta(operator) for operator in pair.operators)
-    assert isinstance(f, Conv)
-    assert isinstance(g, Conv)  # as the pair's are
     merged, setting = cropped(f, g), setting_of(pair.first)
     if isinstance(merged, Refusal):
         return merged

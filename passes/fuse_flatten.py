@@ -67,7 +67,7 @@ class FuseFlatten:
         if isinstance(merged, Refusal):
             return merged
         before, behind = setting_of(found.first), setting_of(found.second)
-        flat = behind.with_channels(-1, f.in_channels)
+        flat = behind.resized(-1, f.in_channels)
         return (
             dearer(self.cost, [(merged, flat)], [(f, before), (g, behind)])
             or overflow(found.merge, like_of((found.second, found.first)))

@@ -102,7 +102,7 @@ def _candidates(found: Match, chosen: Sequence[int]) -> tuple[list[Candidate], l
     split = _copy(found, rest)
     if rest:
         kept = columns(whole, [found.spans[place] for place in rest])
-        split.append((kept, setting.with_channels(found.whole.axis, kept.in_channels)))
+        split.append((kept, setting.resized(found.whole.axis, kept.in_channels)))
     for place in chosen:
         producer = found.producers[place]
         before, f = setting_of(producer), on_meta(producer.operator)
@@ -117,7 +117,7 @@ def _candidates(found: Match, chosen: Sequence[int]) -> tuple[list[Candidate], l
 def _copy(found: Match, places: Sequence[int]) -> list[Candidate]:
     """What lays operands behind one another, where there are several."""
     channels = sum(found.spans[place][1] for place in places)
-    setting = setting_of(found.call).with_channels(found.whole.axis, channels)
+    setting = setting_of(found.call).resized(found.whole.axis, channels)
     copied = identity(channels, found.operator.rank)
     return [(copied, setting)] if len(places) > 1 else []
 

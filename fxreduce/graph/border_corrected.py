@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from copy import copy
+from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.nn import functional
 
 from fxreduce.graph.affine import register_operator
 from fxreduce.graph.modules import to_module
 from fxreduce.graph.nodes import module_input, module_of
 from fxreduce.operators.affine import Conv, Operator, Refusal, on_meta
-from fxreduce.operators.border import Strip, strip_calls, strips, windows
+from fxreduce.operators.border import (
+    Strip,
+    Window,
+    is_turned,
+    strip_calls,
+    strips,
+    turned,
+    windows,
+)
 from fxreduce.operators.cost import Candidate
 from fxreduce.operators.setting import Setting
 
@@ -19,8 +31,9 @@ from fxreduce.operators.setting import Setting
 class BorderCorrectedConv(nn.Module):
     """second(first(x)) by one convolution, but for the outputs that see the second one's padding.
 
-    These are computed by the two convolutions on slices of the input. Inputs of which nothing lies
-    inside go through the two as they are.
+    These are computed by the two convolutions on slices of the input; those along the last axis are
+    turned before, see `operators.border.is_turned`. Inputs of which nothing lies inside go through
+    the two as they are.
     """
 
     def __init__(self, inside: Conv, first: Conv, second: Conv, like: Tensor | None) -> None:
@@ -29,7 +42,8 @@ class BorderCorrectedConv(nn.Module):
         self.first = to_module(first, like)
         self.second = to_module(second, like)
         self.windows = tuple(zip(windows(first), windows(second), strict=True))
-        self.geometry = tuple(on_meta(operator) for operator in (inside, first, second))
+        self.geometry = (on_meta(inside), on_meta(first), on_meta(second))
+        self._turned = tuple(turned(on_meta(each)) for each in (first, second))
         self._sizes: tuple[int, ...] | None = None
 
     def for_sizes(self, sizes: tuple[int, ...]) -> BorderCorrectedConv:
@@ -57,28 +71,61 @@ class BorderCorrectedConv(nn.Module):
             return whole
         y: Tensor = self.inside(x)
         for axis, found in enumerate(each_axis):
+            turn = is_turned(axis, rank)
+            along = -rank if turn else axis - rank
+            whole, out = (t.transpose(-1, -rank) for t in (x, y)) if turn else (x, y)
+            pair = [
+                partial(_call_turned, *each) if turn else each[0]
+                for each in zip((self.first, self.second), self._turned, strict=True)
+            ]
             for strip in found or ():
-                place = y.narrow(axis - rank, strip.first, strip.count)
-                place.copy_(self._strip(x, axis - rank, sizes[axis], strip))
+                made = _strip(pair, self.windows[axis][0], whole, along, sizes[axis], strip)
+                out.narrow(along, strip.first, strip.count).copy_(made)
         return y
 
     def calls(self, setting: Setting) -> list[Candidate]:
         """The operators that are called on an input, each with the input that it gets."""
         inside, first, second = self.geometry
-        assert isinstance(first, Conv)
-        assert isinstance(second, Conv)  # as they were made from such
         border = strip_calls(first, second, setting)
         if border is None:
             return [(first, setting), (second, setting.after(first))]
         return [(inside, setting), *border]
 
-    def _strip(self, x: Tensor, axis: int, size: int, strip: Strip) -> Tensor:
-        stop = min(strip.stop, size)
-        middle = self.first(x.narrow(axis, strip.start, stop - strip.start))
-        computed = self.windows[axis][0].length(stop - strip.start)
-        taken = min(strip.taken, computed - strip.skipped)
-        outputs: Tensor = self.second(middle.narrow(axis, strip.skipped, taken))
-        return outputs.narrow(axis, strip.dropped, strip.count)
+
+def _strip(
+    pair: Sequence[Callable[[Tensor], Tensor]],
+    window: Window,
+    x: Tensor,
+    along: int,
+    size: int,
+    strip: Strip,
+) -> Tensor:
+    """The outputs of a strip, by the two convolutions.
+
+    Args:
+        window: of the first one along the axis.
+        along: the axis of `x` at one end of which the strip lies, which is `size` long.
+    """
+    first, second = pair
+    stop = min(strip.stop, size)
+    middle = first(x.narrow(along, strip.start, stop - strip.start))
+    taken = min(strip.taken, window.length(stop - strip.start) - strip.skipped)
+    outputs = second(middle.narrow(along, strip.skipped, taken))
+    return outputs.narrow(along, strip.dropped, strip.count)
+
+
+def _call_turned(conv: nn.Module, options: Conv, x: Tensor) -> Tensor:
+    """The convolution's value on an input whose first and last spatial axis are swapped.
+
+    Args:
+        options: the convolution, turned, for all but its weight and bias.
+    """
+    module: Any = conv
+    weight: Tensor = module.weight.transpose(-options.rank, -1)
+    function = functional.conv2d if options.rank == 2 else functional.conv3d
+    return function(
+        x, weight, module.bias, options.stride, options.padding, options.dilation, options.groups
+    )
 
 
 def _read(graph_module: GraphModule, node: Node) -> tuple[Operator, Node] | Refusal | None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -117,6 +118,7 @@ class Conv:
 
 
 Operator = Conv | ScaleShift
+Kind = TypeVar("Kind", bound=Operator)
 
 
 def identity(channels: int, rank: int) -> ScaleShift:
@@ -162,19 +164,16 @@ def as_conv(operator: Operator) -> Conv:
     return Conv(weight, nonzero(operator.shift), groups=operator.out_channels)
 
 
-def map_tensors(operator: Operator, function: Callable[[Tensor], Tensor]) -> Operator:
+def map_tensors(operator: Kind, function: Callable[[Tensor], Tensor]) -> Kind:
     """The operator with `function` applied to each of its tensors, as a new object."""
-    if isinstance(operator, ScaleShift):
-        return replace(operator, scale=function(operator.scale), shift=function(operator.shift))
-    return replace(
-        operator,
-        weight=function(operator.weight),
-        bias=None if operator.bias is None else function(operator.bias),
-        border=None if operator.border is None else function(operator.border),
-    )
+    made = copy(operator)
+    for name, value in vars(operator).items():
+        if isinstance(value, Tensor):
+            object.__setattr__(made, name, function(value))
+    return made
 
 
-def in_double(operator: Operator, device: torch.device | None = None) -> Operator:
+def in_double(operator: Kind, device: torch.device | None = None) -> Kind:
     """The operator with its tensors in float64, in which all merging is done, and on a device."""
     return map_tensors(operator, lambda tensor: tensor.detach().to(device, torch.float64))
 
@@ -189,7 +188,7 @@ def side_by_side(f: Operator, g: Operator) -> tuple[Operator, Operator]:
     return in_double(f, device), in_double(g, device)
 
 
-def on_meta(operator: Operator) -> Operator:
+def on_meta(operator: Kind) -> Kind:
     """The operator's geometry alone: composing it is free and tells what a merge would cost."""
     return map_tensors(operator, lambda tensor: tensor.detach().to("meta"))
 

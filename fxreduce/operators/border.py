@@ -110,27 +110,56 @@ def compose_inside(f: Operator, g: Operator) -> Conv | Refusal:
     return replace(merged, padding=tuple(p1 + s1 * p2 for p1, s1, p2 in reach))
 
 
+def turned(operator: Conv) -> Conv:
+    """The operator for an input whose first and last spatial axis are swapped."""
+
+    def swapped(each: tuple[int, ...]) -> tuple[int, ...]:
+        order = list(each)
+        order[0], order[-1] = order[-1], order[0]
+        return tuple(order)
+
+    return replace(
+        operator,
+        weight=operator.weight.transpose(-operator.rank, -1),
+        stride=swapped(operator.stride),
+        padding=swapped(operator.padding),
+        dilation=swapped(operator.dilation),
+    )
+
+
+def is_turned(axis: int, rank: int) -> bool:
+    """Whether the strips along a spatial axis are turned before, so that they have long rows.
+
+    Convolutions are several times as fast on these as on columns.
+    """
+    return 0 < axis == rank - 1
+
+
 def strip_calls(f: Conv, g: Conv, setting: Setting) -> Iterator[Candidate] | None:
     """The calls that give the strips, of all axes; None where nothing lies inside."""
-    channels = len(setting.shape) - f.rank - 1
-    along = zip(windows(f), windows(g), setting.shape[channels + 1 :], strict=True)
+    along = zip(windows(f), windows(g), setting.shape[-f.rank :], strict=True)
     each_axis = [strips(one, two, size) for one, two, size in along]
     if any(found is None for found in each_axis):
         return None
-    return _calls(f, g, setting, [found or () for found in each_axis], channels + 1)
+    return _calls(f, g, setting, [found or () for found in each_axis])
 
 
 def _calls(
-    f: Conv, g: Conv, setting: Setting, each_axis: list[tuple[Strip, ...]], first_axis: int
+    f: Conv, g: Conv, setting: Setting, each_axis: list[tuple[Strip, ...]]
 ) -> Iterator[Candidate]:
-    for axis, found in enumerate(each_axis, first_axis):
+    upright = replace(setting, sliced=True)
+    for axis, found in enumerate(each_axis):
+        turn = is_turned(axis, f.rank)
+        one, two = (turned(f), turned(g)) if turn else (f, g)
+        whole, along = (_turned_setting(upright, f.rank), 0) if turn else (upright, axis)
         for strip in found:
-            size = min(strip.stop, setting.shape[axis]) - strip.start
-            sliced = _resized(setting, axis, size)
-            yield f, sliced
-            yield g, _resized(sliced.after(f), axis, strip.taken)
+            size = min(strip.stop, whole.shape[along - f.rank]) - strip.start
+            sliced = whole.resized(along - f.rank, size)
+            yield one, sliced
+            yield two, sliced.after(one).resized(along - f.rank, strip.taken)
 
 
-def _resized(setting: Setting, axis: int, size: int) -> Setting:
-    shape = (*setting.shape[:axis], size, *setting.shape[axis + 1 :])
-    return replace(setting, shape=shape)
+def _turned_setting(setting: Setting, rank: int) -> Setting:
+    shape = setting.shape
+    last = setting.resized(-1, shape[-rank])
+    return last.resized(-rank, shape[-1])

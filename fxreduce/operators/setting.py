@@ -24,6 +24,8 @@ class Setting:
         dtype, device: of the input.
         channels_last: whether its memory has the channels last.
         nominal: whether the shape is only assumed, as no example inputs told it.
+        sliced: whether it is a thin slice, copied out of a larger tensor, and the output copied
+            back into one.
     """
 
     shape: tuple[int, ...]
@@ -31,6 +33,7 @@ class Setting:
     device: str = "cpu"
     channels_last: bool = False
     nominal: bool = False
+    sliced: bool = False
 
     @classmethod
     def assumed(cls, operator: Operator) -> Setting:
@@ -42,10 +45,10 @@ class Setting:
         """The setting of what follows the operator."""
         return replace(self, shape=output_shape(operator, self.shape))
 
-    def with_channels(self, axis: int, channels: int) -> Setting:
-        """The setting with another number of channels on an axis counted from the right."""
+    def resized(self, axis: int, length: int) -> Setting:
+        """The setting with another length of an axis counted from the right."""
         place = len(self.shape) + axis
-        return replace(self, shape=(*self.shape[:place], channels, *self.shape[place + 1 :]))
+        return replace(self, shape=(*self.shape[:place], length, *self.shape[place + 1 :]))
 
 
 def settings_along(operators: Sequence[Operator], first: Setting) -> Iterator[Setting]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,7 @@ def _describe(module: nn.Module) -> Recipe | None:
         conv = _describe(module.conv)
         return {"class": cls.__name__, "conv": conv, "border": shape, "bias": bias}
     if isinstance(module, BorderCorrectedConv):
-        parts = [_geometry(cast(Conv, operator)) for operator in module.geometry]
+        parts = [_geometry(operator) for operator in module.geometry]
         return {"class": cls.__name__, "parts": parts}
     if getattr(nn, cls.__name__, None) is not cls or next(module.children(), None) is not None:
         return None

@@ -99,7 +99,7 @@ def stem() -> nn.Module:
     )
 
 
-def photo(batch: int = 2, *, high: int = 40, wide: int = 56) -> Tensor:
+def photo(batch: int = 2, *, high: int = 64, wide: int = 80) -> Tensor:
     """An input of a stem, large enough for merging to pay."""
     return torch.randn(batch, 3, high, wide, dtype=torch.float64)
 

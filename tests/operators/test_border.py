@@ -91,21 +91,28 @@ def test_what_cannot_be_merged_inside_is_refused_with_the_reason(
     assert reason in refusal.reason
 
 
-def test_the_calls_at_the_border_are_both_convolutions_on_each_of_four_slices() -> None:
-    f, g = conv(8, 3, 3, 3, padding=(1, 1)), conv(8, 8, 3, 3, padding=(1, 1))
+def test_the_calls_at_the_border_are_both_convolutions_on_each_of_four_slices_with_long_rows() -> (
+    None
+):
+    f, g = conv(8, 3, 3, 5, padding=(1, 2)), conv(8, 8, 3, 3, padding=(1, 1))
     calls = list(strip_calls(f, g, Setting((1, 3, 20, 30))) or ())
     assert [setting.shape for _, setting in calls] == [
         (1, 3, 3, 30),
         (1, 8, 2, 30),
         (1, 3, 3, 30),
         (1, 8, 2, 30),
-        (1, 3, 20, 3),
-        (1, 8, 20, 2),
-        (1, 3, 20, 3),
-        (1, 8, 20, 2),
+        (1, 3, 4, 20),
+        (1, 8, 2, 20),
+        (1, 3, 4, 20),
+        (1, 8, 2, 20),
     ]
-    assert [operator for operator, _ in calls] == [f, g] * 4
-    assert multiply_adds(*calls[0]) == 3 * 30 * 3 * 8 * 9
+    assert all(setting.sliced for _, setting in calls)
+    assert [operator for operator, _ in calls[:4]] == [f, g] * 2
+    assert [(each.kernel, each.padding) for each, _ in calls[4:6]] == [
+        ((5, 3), (2, 1)),
+        ((3, 3), (1, 1)),
+    ]
+    assert multiply_adds(*calls[0]) == 3 * 30 * 3 * 8 * 15
     assert strip_calls(f, g, Setting((1, 3, 20, 2))) is None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -73,6 +73,14 @@ def test_the_price_of_memory_is_an_option() -> None:
     operator, setting = conv(8, 4, 3), image(4, 3)
     assert FlopsCost(per_element=0).cost(operator, setting) == 96
     assert FlopsCost(per_element=2).cost(operator, setting) == 96 + 2 * (12 + 8)
+
+
+def test_a_slice_of_each_sample_has_its_price() -> None:
+    operator, whole = conv(8, 4, 3, 3), Setting((5, 4, 3, 9))
+    counted = FlopsCost().cost(operator, whole)
+    sliced = replace(whole, sliced=True)
+    assert FlopsCost(per_slice=1000).cost(operator, sliced) == counted + 5 * 1000
+    assert FlopsCost(per_slice=1000).cost(operator, whole) == counted
 
 
 def test_two_scale_shifts_cost_more_than_one_and_a_pointwise_hides_none() -> None:
