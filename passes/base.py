@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain, cycle, islice
+from operator import is_
 from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.fx import GraphModule
 
 from fxreduce.errors import EquivalenceError
-from fxreduce.graph.recorder import Edit, Recorder, RefusedRewrite
+from fxreduce.graph.recorder import Edit, Recorder, RefusedRewrite, lent
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def run_pipeline(
     disable: Collection[str] = (),
     check: Check | None = None,
 ) -> PassResult:
-    """Run passes one after the other on copies.
+    """Run passes one after the other; the given graph module is unchanged.
 
     Args:
         disable: names of passes to skip.
@@ -79,13 +81,14 @@ def run_pipeline(
     """
     edits: list[Edit] = []
     refusals: list[RefusedRewrite] = []
+    given = graph_module
     for each in pipeline:
         if isinstance(each, Repeat):
-            result = _repeat(graph_module, each.passes, disable, check)
+            result = _repeat(graph_module, each.passes, disable, check, given)
         elif each.name in disable:
             continue
         else:
-            result = _run(graph_module, each, check)
+            result = _run(graph_module, each, check, given)
         graph_module = result.graph_module
         edits.extend(result.edits)
         refusals.extend(result.refusals)
@@ -101,30 +104,40 @@ def pass_names(pipeline: Pipeline) -> list[str]:
     ]
 
 
-def _run(graph_module: GraphModule, each: Pass, check: Check | None) -> PassResult:
+def _run(
+    graph_module: GraphModule, each: Pass, check: Check | None, given: GraphModule
+) -> PassResult:
+    """One turn of a pass, checked.
+
+    What passes have made of the `given` graph module is the pipeline's own. It is lent to passes of
+    fxreduce, which make one recorder and read nothing but its graph; others may do as they like.
+    """
+    own = graph_module is not given and type(each).__module__.startswith(f"{__package__}.")
+    code, tensors = graph_module.code, _tensors(graph_module)
     try:
-        result = each.run(graph_module)
+        with lent(graph_module) if own else nullcontext():
+            result = each.run(graph_module)
         result.graph_module.graph.lint()
     except RuntimeError as error:
         raise EquivalenceError(
             f"pass {each.name!r} left a malformed graph: {str(error).splitlines()[0]}"
         ) from error
-    if check is not None and (result.modified or _may_differ(graph_module, result.graph_module)):
-        check(result.graph_module, each)
+    # A pass that records no edit may have changed what the graph computes all the same.
+    after = result.graph_module
+    same = after.code == code and _same(_tensors(after), tensors)
+    untold = not same or (after is graph_module and not own)
+    if check is not None and (result.modified or untold):
+        check(after, each)
     return result
 
 
-def _may_differ(before: GraphModule, after: GraphModule) -> bool:
-    """Whether a pass that records no edit may have changed what the graph computes all the same."""
-    if after is before or after.code != before.code:
-        return True
-    mine, theirs = (list(map(id, _tensors(module))) for module in (before, after))
-    return mine != theirs
+def _tensors(graph_module: GraphModule) -> list[Tensor]:
+    return [*graph_module.parameters(), *graph_module.buffers()]
 
 
-def _tensors(graph_module: GraphModule) -> Iterator[Tensor]:
-    yield from graph_module.parameters()
-    yield from graph_module.buffers()
+def _same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether these are the same tensors, not only equal ones."""
+    return len(some) == len(others) and all(map(is_, some, others))
 
 
 def _repeat(
@@ -132,6 +145,7 @@ def _repeat(
     passes: tuple[Pass, ...],
     disable: Collection[str],
     check: Check | None,
+    given: GraphModule,
 ) -> PassResult:
     """Turns until every pass has seen a graph that none of them changes.
 
@@ -147,7 +161,7 @@ def _repeat(
     # A merge leaves fewer nodes than it found, so that there are no more rounds than nodes.
     rounds = len(graph_module.graph.nodes) + 1
     for place, each in islice(cycle(enumerate(enabled)), rounds * len(enabled)):
-        result = _run(graph_module, each, check)
+        result = _run(graph_module, each, check, given)
         graph_module, refusals[place] = result.graph_module, result.refusals
         edits.extend(result.edits)
         in_vain = 0 if result.modified else in_vain + 1

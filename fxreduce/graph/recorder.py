@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +21,7 @@ from fxreduce.graph.share import share
 from fxreduce.graph.values import VALUE
 
 _ABSORBED = "fxreduce.absorbed"  # node.meta key: what a merged call has taken the place of
+_LENT: ContextVar[GraphModule | None] = ContextVar("fxreduce_lent", default=None)
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,10 @@ class Recorder:
     """
 
     def __init__(self, graph_module: GraphModule, rewrite: str) -> None:
-        self.graph_module = share(graph_module)
+        lent = _LENT.get() is graph_module
+        if lent:
+            _LENT.set(None)
+        self.graph_module = graph_module if lent else share(graph_module)
         self.rewrite = rewrite
         self.edits: list[Edit] = []
         self._refusals: dict[RefusedRewrite, None] = {}
@@ -292,6 +298,19 @@ class Recorder:
                 setattr(owner, parent, nn.Module())
             owner = getattr(owner, parent)
         setattr(owner, name, value)
+
+
+@contextmanager
+def lent(graph_module: GraphModule) -> Iterator[None]:
+    """Let the first recorder that is made in here edit this graph module instead of a copy.
+
+    For one that nobody else will read: copying it takes longer than what most passes do.
+    """
+    token = _LENT.set(graph_module)
+    try:
+        yield
+    finally:
+        _LENT.reset(token)
 
 
 def absorbed(node: Node) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 from fxreduce.errors import EquivalenceError, UnsupportedError
 from fxreduce.graph.capture import capture
 from fxreduce.graph.recorder import Recorder
+from fxreduce.graph.share import share
 from fxreduce.operators.cost import FlopsCost
 from fxreduce.passes import pipeline
 from fxreduce.passes.base import Pass, PassResult, Repeat, pass_names, run_pipeline
@@ -67,6 +68,22 @@ class Break:
         return PassResult.of(recorder)
 
 
+@dataclass(frozen=True)
+class Twice:
+    """Tries two rewrites on the graph that it is given, and takes the second."""
+
+    name: ClassVar[str] = "twice"
+    exact: ClassVar[bool] = True
+
+    def run(self, graph_module: GraphModule) -> PassResult:
+        for _ in range(2):
+            recorder = Recorder(graph_module, self.name)
+            for node in recorder.nodes:
+                if node.op == "call_module" and "2" in str(node.target):
+                    recorder.replace(node, node.all_input_nodes[0], "tried")
+        return PassResult.of(recorder)
+
+
 OWN = (
     DropIdentities(),
     SingleAssignment(),
@@ -111,6 +128,34 @@ def test_every_pass_that_changed_something_is_checked() -> None:
         chain(), (SingleAssignment(), DropIdentities(), Rename(), FuseChain()), check=check
     )
     assert checked == ["drop_identities", "fuse_chain"]
+
+
+def test_of_passes_that_follow_one_another_only_the_first_copies_the_graph(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given, copied = chain().double(), []
+    code = given.code
+
+    def noted(graph_module: GraphModule) -> GraphModule:
+        copied.append(graph_module)
+        return share(graph_module)
+
+    monkeypatch.setattr("fxreduce.graph.recorder.share", noted)
+    result = run_pipeline(given, (*PREPARE, *fusion(FlopsCost())))
+    assert copied == [given]
+    assert result.modified
+    assert given.code == code
+    x = torch.randn(3, 2, dtype=torch.float64)
+    assert_close(given(x), result.graph_module(x))
+
+
+def test_a_pass_from_elsewhere_may_use_the_graph_that_it_is_given_more_than_once() -> None:
+    made = run_pipeline(chain(), (DropIdentities(), Twice(), Rename()))
+    assert [edit.why for edit in made.edits if edit.why == "tried"] == ["tried"]
+    assert [str(n.target) for n in made.graph_module.graph.find_nodes(op="call_module")] == [
+        "0",
+        "3",
+    ]
 
 
 def test_a_pass_that_changes_nothing_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
