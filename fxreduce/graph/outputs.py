@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from typing import Any
 
@@ -32,3 +32,15 @@ def make_known(output: Any) -> None:
         if is_dataclass(leaf) and not isinstance(leaf, type):
             torch.export.register_dataclass(type(leaf))
             make_known(leaf)
+
+
+def plain_containers(output: Any) -> Any:
+    """The output with dictionaries for dataclasses, without what is None, and plain tuples."""
+    if is_dataclass(output) and not isinstance(output, type):
+        named = {field.name: getattr(output, field.name) for field in fields(output)}
+        return {k: plain_containers(each) for k, each in named.items() if each is not None}
+    if isinstance(output, dict):
+        return type(output)((key, plain_containers(each)) for key, each in output.items())
+    if isinstance(output, (tuple, list)):
+        return (list if isinstance(output, list) else tuple)(map(plain_containers, output))
+    return output

@@ -11,6 +11,7 @@ from torch.fx import Graph, GraphModule, Tracer
 
 from fxreduce.errors import CaptureError
 from fxreduce.graph.affine import is_operator_module, operator_functions
+from fxreduce.graph.aliases import Aliases
 from fxreduce.graph.border_corrected import BorderCorrectedConv
 from fxreduce.graph.export import Rebuild
 from fxreduce.graph.rectifiers import is_rectifier_module, rectifier_functions
@@ -137,7 +138,7 @@ def _graph(model: nn.Module, tracer: Tracer) -> Graph:
     """
     with kept_state(model) as written:
         graph = tracer.trace(model)
-    if not written:
+    if not written and not _overwrites_constants(model, graph):
         return graph
     tracer.proxy_buffer_attributes = True
     with kept_state(model) as written:
@@ -145,3 +146,9 @@ def _graph(model: nn.Module, tracer: Tracer) -> Graph:
     if written:
         raise CaptureError(f"tracing writes the buffer {written[0]}, the graph would not")
     return graph
+
+
+def _overwrites_constants(model: nn.Module, graph: Graph) -> bool:
+    """Whether the graph writes what the model holds, where tracing itself does not."""
+    aliases = Aliases(GraphModule(model, graph))
+    return any(aliases.overwritten(node) for node in graph.find_nodes(op="get_attr"))

@@ -18,6 +18,7 @@ from fxreduce.errors import EquivalenceError, UnsupportedError, first_line
 from fxreduce.extras import required
 from fxreduce.files import write_atomically
 from fxreduce.graph.compare import difference, model_dtype, tolerance
+from fxreduce.graph.outputs import plain_containers
 from fxreduce.graph.signature import Arguments
 from fxreduce.planning.example import InputSpec
 
@@ -69,15 +70,18 @@ class Batch(Arguments):
 def write_program(reduced: GraphModule, path: Path, given: Batch) -> None:
     """Write a program of torch.export for any batch size, read it back and compare.
 
+    Outputs of classes of the model's own become dictionaries, so that the file is read anywhere.
+
     Raises:
         UnsupportedError: torch.export cannot express the model.
         EquivalenceError: the program, read back, computes something else.
         OSError: the file cannot be written.
     """
     program = _program(reduced, given)
+    _return_plain(program)
 
     def write(temporary: Path) -> None:
-        torch.export.save(program, temporary)
+        _save(program, temporary)
         again = torch.export.load(temporary).module()
         _compare(reduced, lambda each: again(*each.args, **each.kwargs), given, "torch.export")
 
@@ -142,13 +146,36 @@ def _program(reduced: GraphModule, given: Batch) -> ExportedProgram:
         ) from error
 
 
+def _return_plain(program: ExportedProgram) -> None:
+    """Let the program return dictionaries and tuples for dataclasses and named tuples."""
+    for each in program.module_call_graph:
+        if not each.fqn and each.signature is not None:
+            spec = each.signature.out_spec
+            places = pytree.tree_unflatten(range(spec.num_leaves), spec)
+            each.signature.out_spec = pytree.tree_structure(plain_containers(places))
+
+
+def _save(program: ExportedProgram, path: Path) -> None:
+    try:
+        torch.export.save(program, path)
+    except OSError:
+        raise
+    except Exception as error:  # torch.export raises many kinds, each of them its verdict
+        raise UnsupportedError(
+            f"torch.export cannot write the reduced model: {first_line(error)}. {_INSTEAD}"
+        ) from error
+
+
 def _compare(reduced: GraphModule, run: Callable[[Batch], Any], given: Batch, by: str) -> None:
     allowed = tolerance(model_dtype(reduced))
     for size in _SIZES:
         each = given.sized(size, device_of(reduced))
         with torch.no_grad():
             expected, seen = reduced(*each.args, **each.kwargs), run(each)
-        leaves = [[v.cpu() for v in pytree.tree_leaves(o)] for o in (expected, seen)]
+        leaves = [
+            [v.cpu() for v in pytree.tree_leaves(each) if isinstance(v, Tensor)]
+            for each in (expected, seen)
+        ]
         if (apart := difference(*leaves).max_rel) > allowed:
             raise EquivalenceError(
                 f"the exported model must compute what the reduced one does; by {by} it is off by "
