@@ -35,12 +35,16 @@ def make_known(output: Any) -> None:
 
 
 def plain_containers(output: Any) -> Any:
-    """The output with dictionaries for dataclasses, without what is None, and plain tuples."""
+    """The output in dictionaries, tuples and lists, its tensors in the same order.
+
+    A dataclass becomes a dictionary without what is None, any other container a list.
+    """
     if is_dataclass(output) and not isinstance(output, type):
         named = {field.name: getattr(output, field.name) for field in fields(output)}
         return {k: plain_containers(each) for k, each in named.items() if each is not None}
     if isinstance(output, dict):
-        return type(output)((key, plain_containers(each)) for key, each in output.items())
-    if isinstance(output, (tuple, list)):
-        return (list if isinstance(output, list) else tuple)(map(plain_containers, output))
-    return output
+        return {key: plain_containers(each) for key, each in output.items()}
+    parts = pytree.tree_leaves(output, is_leaf=lambda each: each is not output)
+    if len(parts) == 1 and parts[0] is output:
+        return output
+    return (tuple if isinstance(output, tuple) else list)(map(plain_containers, parts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,12 @@ def write_program(reduced: GraphModule, path: Path, given: Batch) -> None:
         OSError: the file cannot be written.
     """
     program = _program(reduced, given)
-    _return_plain(program)
+    _return_plain(program, _output(reduced, given.sized(2, device_of(reduced))))
 
     def write(temporary: Path) -> None:
         _save(program, temporary)
         again = torch.export.load(temporary).module()
-        _compare(reduced, lambda each: again(*each.args, **each.kwargs), given, "torch.export")
+        _compare(reduced, partial(_output, again), given, "torch.export")
 
     write_atomically(path, write)
 
@@ -138,7 +139,7 @@ def _program(reduced: GraphModule, given: Batch) -> ExportedProgram:
     two = given.sized(2, device_of(reduced))
     try:
         shapes = two.dynamic(reduced)
-        return torch.export.export(reduced, two.args, two.kwargs, dynamic_shapes=shapes)
+        return torch.export.export(_as_code(reduced), two.args, two.kwargs, dynamic_shapes=shapes)
     except Exception as error:  # torch.export raises many kinds, each of them its verdict
         raise UnsupportedError(
             "torch.export cannot express the reduced model for any batch size: "
@@ -146,13 +147,24 @@ def _program(reduced: GraphModule, given: Batch) -> ExportedProgram:
         ) from error
 
 
-def _return_plain(program: ExportedProgram) -> None:
-    """Let the program return dictionaries and tuples for dataclasses and named tuples."""
+def _as_code(reduced: GraphModule) -> nn.Module:
+    """The module as its code alone: of a graph torch.export takes keyword arguments by place."""
+    forward = type(reduced).forward
+    module: nn.Module = type(type(reduced).__name__, (nn.Module,), {"forward": forward})()
+    module.__dict__.update(vars(reduced))
+    return module
+
+
+def _return_plain(program: ExportedProgram, output: Any) -> None:
+    """Let a program that returns the likes of an output return plain containers instead."""
     for each in program.module_call_graph:
         if not each.fqn and each.signature is not None:
-            spec = each.signature.out_spec
-            places = pytree.tree_unflatten(range(spec.num_leaves), spec)
-            each.signature.out_spec = pytree.tree_structure(plain_containers(places))
+            each.signature.out_spec = pytree.tree_structure(plain_containers(output))
+
+
+def _output(module: Callable[..., Any], given: Batch) -> Any:
+    with torch.no_grad():
+        return module(*given.args, **given.kwargs)
 
 
 def _save(program: ExportedProgram, path: Path) -> None:
@@ -170,8 +182,7 @@ def _compare(reduced: GraphModule, run: Callable[[Batch], Any], given: Batch, by
     allowed = tolerance(model_dtype(reduced))
     for size in _SIZES:
         each = given.sized(size, device_of(reduced))
-        with torch.no_grad():
-            expected, seen = reduced(*each.args, **each.kwargs), run(each)
+        expected, seen = _output(reduced, each), run(each)
         leaves = [
             [v.cpu() for v in pytree.tree_leaves(each) if isinstance(v, Tensor)]
             for each in (expected, seen)

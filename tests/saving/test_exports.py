@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 import fxreduce
 from fxreduce.graph.outputs import leaves_of
@@ -84,6 +83,36 @@ def test_several_inputs_and_outputs_are_exported(tmp_path: Path, suffix: str) ->
         torch.testing.assert_close(one, other)
 
 
+class Sparse(nn.Module):
+    """Optional inputs, of which one in the middle is left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Small()
+
+    def forward(
+        self, image: Tensor, cache: Tensor | None = None, scale: Tensor | None = None
+    ) -> Tensor:
+        logits = self.inner(image if cache is None else image + cache)
+        return logits if scale is None else logits * scale
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_inputs_by_name_are_exported_by_name_where_one_is_left_out(
+    tmp_path: Path, suffix: str
+) -> None:
+    (image,) = images(2)
+    given = {"image": image, "scale": torch.rand(2, 1)}
+    reduced = fxreduce.fuse(seeded(Sparse), example_inputs=given)
+    path = fxreduce.save(reduced, tmp_path / f"sparse{suffix}")
+    if suffix == ".pt2":
+        seen = torch.export.load(path).module()(**given)
+    else:
+        fed = {name: value.numpy() for name, value in given.items()}
+        seen = torch.from_numpy(onnxruntime.InferenceSession(path).run(None, fed)[0])
+    torch.testing.assert_close(reduced(**given), seen)
+
+
 @dataclass
 class Scores:
     """What a model returns, with a part that is not always there."""
@@ -141,27 +170,15 @@ def test_outputs_of_classes_of_one_s_own_leave_as_plain_containers(
         torch.testing.assert_close(one, other)
 
 
-class Unnamed:
-    """A container that torch can take apart, and has no name for in files."""
+def test_a_program_that_cannot_be_written_is_refused_and_nothing_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise NotImplementedError("no name for a class")
 
-    def __init__(self, tensors: tuple[Tensor, ...]) -> None:
-        self.tensors = tensors
-
-
-def test_an_output_that_no_file_can_hold_is_refused_and_nothing_written(tmp_path: Path) -> None:
-    pytree.register_pytree_node(
-        Unnamed,
-        lambda each: (list(each.tensors), None),
-        lambda given, _: Unnamed(tuple(given)),
-        flatten_with_keys_fn=lambda each: (
-            [(pytree.SequenceKey(place), t) for place, t in enumerate(each.tensors)],
-            None,
-        ),
-    )
-    x = torch.randn(2, 6)
-    reduced = fxreduce.fuse(seeded(lambda: Own(lambda y, x: Unnamed((y, x)))), example_inputs=x)
-    with pytest.raises(fxreduce.UnsupportedError, match=r"torch\.export cannot write .*Save it"):
-        fxreduce.save(reduced, tmp_path / "own.pt2")
+    monkeypatch.setattr(torch.export, "save", refuse)
+    with pytest.raises(fxreduce.UnsupportedError, match=r"cannot write .*no name .*Save it"):
+        fxreduce.save(Reduced.of(Small, 2, 3, 8, 8).module, tmp_path / "small.pt2")
     assert os.listdir(tmp_path) == []
 
 
