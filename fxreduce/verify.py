@@ -14,7 +14,9 @@ from torch.fx import GraphModule
 from fxreduce.errors import CaptureError, EquivalenceError, first_line
 from fxreduce.graph.capture import Model, as_module, capture
 from fxreduce.graph.compare import difference, model_dtype, tolerance
+from fxreduce.graph.computed import copies_of_computed
 from fxreduce.graph.shapes import call, copied
+from fxreduce.graph.state import kept_state
 from fxreduce.passes.base import Pass, Pipeline, run_pipeline
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -155,19 +157,26 @@ def _compare(
 
 
 def _outputs(module: nn.Module, forward: Forward, inputs: Any) -> Any:
-    """The module's outputs in float64; in its own dtype where its graph is bound to one."""
+    """The module's outputs in float64; in its own dtype where its graph is bound to one.
+
+    Buffers that it writes are as they were afterwards, so that every run begins with the same.
+    """
     precise = module if model_dtype(module) == torch.float64 else doubled(module)
-    with torch.no_grad():
-        try:
-            return forward(precise, copied(inputs, torch.float64))
-        except (RuntimeError, TypeError, AssertionError):
-            return forward(module, copied(inputs))
+    try:
+        return _run(precise, forward, copied(inputs, torch.float64))
+    except (RuntimeError, TypeError, AssertionError):
+        return _run(module, forward, copied(inputs))
+
+
+def _run(module: nn.Module, forward: Forward, inputs: Any) -> Any:
+    with torch.no_grad(), kept_state(module):
+        return copied(forward(module, inputs))  # it may share memory with a buffer
 
 
 @torch.no_grad()
 def doubled(module: T) -> T:
     """A copy in float64 that never holds the weights in their own dtype as well."""
-    memo: dict[int, object] = {
+    memo = copies_of_computed(module) | {
         id(each): nn.Parameter(each.double(), each.requires_grad)
         for each in module.parameters()
         if type(each) is nn.Parameter and each.is_floating_point()

@@ -21,6 +21,7 @@ from fxreduce.report.table import table
 from fxreduce.saving.model_file import ModelFile
 
 SCHEMA = 1  # of what --json prints
+_DAMAGED = (AttributeError, KeyError, TypeError, ValueError)  # what JSON of another form raises
 
 
 @dataclass(frozen=True)
@@ -81,15 +82,18 @@ def _plan(path: Path) -> Found:
 
 
 def _reduced(path: Path) -> Found:
-    file = ModelFile.read(path)
-    report = rebuilt(fxreduce.Report, file.report)
-    facts = {
-        "model": file.class_name,
-        "torch": file.torch,
-        "weights": sum(tensor.numel() for tensor in file.tensors.values()),
-        "needs model": bool(file.needs_model),
-        "inputs": None if file.inputs is None else _shapes(file.inputs),
-    }
+    try:
+        file = ModelFile.read(path)
+        report = rebuilt(fxreduce.Report, file.report)
+        facts = {
+            "model": file.class_name,
+            "torch": file.torch,
+            "weights": sum(tensor.numel() for tensor in file.tensors.values()),
+            "needs model": bool(file.needs_model),
+            "inputs": None if file.inputs is None else _shapes(file.inputs),
+        }
+    except _DAMAGED as error:
+        raise UsageError(f"{path} holds a damaged model: {first_line(error)}") from error
     return Found(facts, file.report, str(report))
 
 
@@ -100,9 +104,10 @@ def _program(path: Path) -> Found:
             names = archive.namelist()
             (model,) = (name for name in names if name.endswith("models/model.json"))
             graph = json.loads(archive.read(model))["graph_module"]["graph"]
-    except (zipfile.BadZipFile, OSError, ValueError, KeyError) as error:
+        operators = [node["target"] for node in graph["nodes"]]
+    except (zipfile.BadZipFile, OSError, *_DAMAGED) as error:
         raise UsageError(f"{path} is no program of torch.export: {first_line(error)}") from error
-    return _counted({}, [node["target"] for node in graph["nodes"]])
+    return _counted({}, operators)
 
 
 def _onnx(path: Path) -> Found:

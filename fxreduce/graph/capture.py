@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 from fxreduce.errors import CaptureError, first_line
 from fxreduce.graph.compare import difference, model_dtype, paired, tolerance
 from fxreduce.graph.composites import compose_rectifiers
+from fxreduce.graph.computed import copies_of_computed
 from fxreduce.graph.decomposed import compose_batch_norms
 from fxreduce.graph.eval_mode import refuse_training, require_eval
 from fxreduce.graph.export import BOUND, trace_export
@@ -141,7 +142,7 @@ def as_module(model: Model) -> nn.Module:
 def _climb(model: Model, given: Arguments | None) -> tuple[GraphModule, CaptureRecord]:
     module = as_module(model)
     if isinstance(module, GraphModule):
-        copy = deepcopy(module)
+        copy = deepcopy(module, copies_of_computed(module))
         copy.meta = dict(module.meta)
         exported = isinstance(model, ExportedProgram)
         return copy, CaptureRecord("exported program" if exported else "graph module")

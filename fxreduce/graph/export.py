@@ -22,6 +22,7 @@ from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from fxreduce.errors import CaptureError, first_line
+from fxreduce.graph.nodes import is_guards
 from fxreduce.graph.signature import (
     Arguments,
     checks,
@@ -29,6 +30,7 @@ from fxreduce.graph.signature import (
     is_constant,
     parameters,
     require_defaults,
+    require_given,
 )
 
 BOUND = "fxreduce.bound"  # GraphModule.meta key: the sizes that the graph is bound to, and why
@@ -166,6 +168,7 @@ def _restore_signature(graph_module: GraphModule, model: nn.Module, given: Argum
     graph = graph_module.graph
     flat = graph.find_nodes(op="placeholder")
     values = dict(_by_name(given.bind(model)))
+    several = [name for name in values if name not in parameters(model)]  # of *args and **kwargs
     with graph.inserting_before(next(iter(graph.nodes))):
         inputs = {
             name: graph.create_node("placeholder", name, default)
@@ -174,15 +177,27 @@ def _restore_signature(graph_module: GraphModule, model: nn.Module, given: Argum
     with graph.inserting_before(next(node for node in graph.nodes if node.op != "placeholder")):
         for function, name, *more in checks(model, constants(model, given)):
             graph.call_function(function, (inputs[name], *more))
+        for name in several:
+            graph.call_function(require_given, (inputs[name], name))
         leaves = iter(flat)
         for name, value in values.items():
             for path, _ in pytree.tree_flatten_with_path(value)[0]:
                 leaf = next(leaves)
                 if leaf.users:
                     leaf.replace_all_uses_with(_read(graph, inputs[name], path))
+    if several:
+        _erase_guards(graph_module)
     for leaf in flat:
         graph.erase_node(leaf)
     require_defaults(graph)
+
+
+def _erase_guards(graph_module: GraphModule) -> None:
+    """Leave out torch's checks of sizes, which do not find what came in `*args` and `**kwargs`."""
+    for node in graph_module.graph.find_nodes(op="call_module"):
+        if is_guards(graph_module, node):
+            graph_module.graph.erase_node(node)
+            graph_module.delete_submodule(str(node.target))
 
 
 def _by_name(bound: inspect.BoundArguments) -> Iterator[tuple[str, Any]]:
@@ -200,9 +215,9 @@ def _by_name(bound: inspect.BoundArguments) -> Iterator[tuple[str, Any]]:
 def _parameters(model: nn.Module, values: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
     """The graph's inputs in order, each with its default in a tuple, empty where it has none."""
     known = parameters(model)
-    order = [name for name in (*known, *values) if name in known or name in values]
+    positional = (n for n, each in known.items() if each.kind is not each.KEYWORD_ONLY)
     found: dict[str, tuple[Any, ...]] = {}
-    for name in dict.fromkeys(order):
+    for name in dict.fromkeys((*positional, *values, *known)):  # those of `*args` in their place
         has_default = name in known and known[name].default is not inspect.Parameter.empty
         default = known[name].default if has_default else None
         if name not in values and not is_constant(default):

@@ -28,7 +28,8 @@ def operation(node: Node) -> str | None:
     """
     target = node.target
     if node.op == "call_method":
-        return str(target)
+        name = str(target)  # a tensor's own `&=`, on what is traced, is called as __iand__
+        return _OPERATORS.get(name.strip("_"), name) if name.startswith("__") else name
     if node.op != "call_function":
         return None
     if isinstance(target, OpOverload):
@@ -75,6 +76,11 @@ def module_of(graph_module: GraphModule, node: Node) -> nn.Module | None:
     if node.op != "call_module":
         return None
     return graph_module.get_submodule(str(node.target))
+
+
+def is_guards(graph_module: GraphModule, node: Node) -> bool:
+    """Whether the node is torch.export's check that the inputs have sizes that the graph takes."""
+    return type(module_of(graph_module, node)).__name__ == "GuardsFn"
 
 
 def module_input(node: Node) -> Node | None:
@@ -201,7 +207,7 @@ def is_inplace(graph_module: GraphModule, node: Node) -> bool:
 def write_target(graph_module: GraphModule, node: Node) -> Node | None:
     """The value that the node overwrites, or None where it overwrites none."""
     target = None
-    if node.target is operator.setitem:
+    if node.target in (operator.setitem, "__setitem__"):
         target = node.args[0]
     elif is_inplace(graph_module, node):
         target = node.kwargs.get("out", argument(node, 0, "input", node.kwargs.get("self")))

@@ -31,7 +31,8 @@ def parameter_map(before: GraphModule, after: GraphModule) -> dict[str, tuple[st
         own = tuple(_parameters(after, node))
         taken = node.meta.get(ORIGINS)
         for name in own if taken is None else taken:
-            found.setdefault(name, {}).update(dict.fromkeys((name,) if taken is None else own))
+            if name in found:  # not what took a rectifier's place
+                found[name].update(dict.fromkeys((name,) if taken is None else own))
     return {name: tuple(new) for name, new in found.items()}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from typing import Any
 
@@ -32,3 +32,19 @@ def make_known(output: Any) -> None:
         if is_dataclass(leaf) and not isinstance(leaf, type):
             torch.export.register_dataclass(type(leaf))
             make_known(leaf)
+
+
+def plain_containers(output: Any) -> Any:
+    """The output in dictionaries, tuples and lists, its tensors in the same order.
+
+    A dataclass becomes a dictionary without what is None, any other container a list.
+    """
+    if is_dataclass(output) and not isinstance(output, type):
+        named = {field.name: getattr(output, field.name) for field in fields(output)}
+        return {k: plain_containers(each) for k, each in named.items() if each is not None}
+    if isinstance(output, dict):
+        return {key: plain_containers(each) for key, each in output.items()}
+    parts = pytree.tree_leaves(output, is_leaf=lambda each: each is not output)
+    if len(parts) == 1 and parts[0] is output:
+        return output
+    return (tuple if isinstance(output, tuple) else list)(map(plain_containers, parts))

@@ -7,9 +7,10 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.immutable_collections import immutable_dict, immutable_list
+from torch.fx.node import Argument, Target
 
 
 class NodeByNode(Interpreter):
@@ -55,6 +56,19 @@ class Run(NodeByNode):
         self._keep = set(keep)
         self._kept: dict[Node, Any] = {}
         self._readers = {node: len(node.users) for node in self._nodes}
+        self._buffers: dict[object, Tensor] = {}
+
+    def get_attr(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Any]) -> Any:
+        """A parameter as it is now, or this run's own copy of a buffer.
+
+        A graph may write its buffers, and runs on several batches take turns.
+        """
+        value = super().get_attr(target, args, kwargs)
+        if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
+            return value
+        if target not in self._buffers:
+            self._buffers[target] = value.clone()
+        return self._buffers[target]
 
     @torch.no_grad()
     def until(self, node: Node) -> None:

@@ -11,8 +11,10 @@ from torch.fx import Graph, GraphModule, Tracer
 
 from fxreduce.errors import CaptureError
 from fxreduce.graph.affine import is_operator_module, operator_functions
+from fxreduce.graph.aliases import Aliases
 from fxreduce.graph.border_corrected import BorderCorrectedConv
 from fxreduce.graph.export import Rebuild
+from fxreduce.graph.nodes import tensor_of
 from fxreduce.graph.rectifiers import is_rectifier_module, rectifier_functions
 from fxreduce.graph.signature import Arguments, checks, constants, require_defaults
 from fxreduce.graph.state import kept_state
@@ -126,7 +128,6 @@ def _trace(
         if fixed == without_numbers:
             raise
         graph = run(fixed)
-    require_defaults(graph)
     return GraphModule(model, graph, type(model).__name__)
 
 
@@ -137,11 +138,23 @@ def _graph(model: nn.Module, tracer: Tracer) -> Graph:
     """
     with kept_state(model) as written:
         graph = tracer.trace(model)
-    if not written:
+    require_defaults(graph)
+    if not written and not _overwrites_buffers(model, graph):
         return graph
     tracer.proxy_buffer_attributes = True
     with kept_state(model) as written:
         graph = tracer.trace(model)
+    require_defaults(graph)
     if written:
         raise CaptureError(f"tracing writes the buffer {written[0]}, the graph would not")
     return graph
+
+
+def _overwrites_buffers(model: nn.Module, graph: Graph) -> bool:
+    """Whether the graph writes buffers, where tracing itself does not."""
+    graph_module = GraphModule(model, graph)
+    aliases = Aliases(graph_module)
+    return any(
+        aliases.overwritten(node) and not isinstance(tensor_of(graph_module, node), nn.Parameter)
+        for node in graph.find_nodes(op="get_attr")
+    )

@@ -8,6 +8,8 @@ from copy import deepcopy
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from fxreduce.graph.computed import copies_of_computed
+
 
 def inner(module: nn.Module) -> nn.Module | None:
     """The module that a wrapper runs; None where the module is no wrapper."""
@@ -33,7 +35,7 @@ def unwrap(module: nn.Module) -> nn.Module:
 def copy_unwrapped(module: nn.Module) -> nn.Module:
     """A copy without wrappers around the module and its parts; names lose what wrappers add."""
     module = unwrap(module)
-    memo: dict[int, object] = {}
+    memo = copies_of_computed(module)
     for each in reversed(list(module.modules())):  # wrappers inside of wrappers first
         if (wrapped := inner(each)) is not None:
             memo[id(each)] = deepcopy(wrapped, memo)

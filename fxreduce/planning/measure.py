@@ -14,6 +14,7 @@ from fxreduce.calibration.ranks import over_ranks
 from fxreduce.calibration.statistics import ChannelStatistics
 from fxreduce.errors import CalibrationError
 from fxreduce.graph.rectifiers import find_sites
+from fxreduce.graph.state import kept_state
 from fxreduce.operators.affine import ScaleShift
 from fxreduce.passes.observe import Observe, observers
 
@@ -88,10 +89,11 @@ def measure(
     module = observed.run(graph_module).graph_module
     watching = observers(module)
     count = 0
-    for number, batch in calibration.batches("measuring entropy"):
-        calibration.run(module, number, batch)
-        require_finite(watching, number)
-        count += 1
+    with kept_state(module):
+        for number, batch in calibration.batches("measuring entropy"):
+            calibration.run(module, number, batch)
+            require_finite(watching, number)
+            count += 1
     kinds = {site.name: site.rectifier.kind for site in find_sites(graph_module)}
     ranks = calibration.ranks
     own = {each.site: each.statistics for each in watching if each.has_seen}

@@ -18,6 +18,7 @@ from fxreduce.calibration.batches import Calibration
 from fxreduce.errors import PlanError, UnsupportedError
 from fxreduce.graph.recorder import RefusedRewrite
 from fxreduce.graph.rectifiers import find_sites
+from fxreduce.graph.state import kept_state
 from fxreduce.graph.values import name_values
 from fxreduce.operators.affine import Refusal, ScaleShift
 from fxreduce.operators.cost import CostModel, as_cost
@@ -155,28 +156,29 @@ def make_plan(
         PlanInterrupted: by Ctrl-C, when something has been removed that the budget allows.
     """
     options = replace(options, cost=shared_cost(options.cost, calibration.ranks))
-    search = _Search.begin(graph_module, calibration, example, options)
-    fits = options.compensate == "refit"
-    try:
-        stopped, interrupted = search.run(), False
-    except KeyboardInterrupt as interruption:
-        calibration.ranks.interrupt(interruption)
-        if fits or not search.steps:
-            raise  # what is refitted has not been judged yet
-        stopped, interrupted = "interrupted", True
-    steps, replaced = tuple(search.steps), False
-    weights, reads = dict[str, Tensor](), dict[str, str]()
-    cropped: tuple[str, ...] = ()
-    lines: tuple[str, ...] = (stopped,)
-    if fits:
-        settled = search.settle(example)
-        interrupted = settled.interrupted
-        steps = tuple(step for step in steps if step.site in settled.sites)
-        lines = (stopped, *["interrupted"] * interrupted, *settled.lines)
-        weights, reads = dict(settled.weights), dict(settled.reads)
-        replaced, cropped = not settled.maps, settled.cropped
-    elif not interrupted:
-        search.drop_maps_that_harm()
+    with kept_state(graph_module):  # it runs many times, and may write its buffers
+        search = _Search.begin(graph_module, calibration, example, options)
+        fits = options.compensate == "refit"
+        try:
+            stopped, interrupted = search.run(), False
+        except KeyboardInterrupt as interruption:
+            calibration.ranks.interrupt(interruption)
+            if fits or not search.steps:
+                raise  # what is refitted has not been judged yet
+            stopped, interrupted = "interrupted", True
+        steps, replaced = tuple(search.steps), False
+        weights, reads = dict[str, Tensor](), dict[str, str]()
+        cropped: tuple[str, ...] = ()
+        lines: tuple[str, ...] = (stopped,)
+        if fits:
+            settled = search.settle(example)
+            interrupted = settled.interrupted
+            steps = tuple(step for step in steps if step.site in settled.sites)
+            lines = (stopped, *["interrupted"] * interrupted, *settled.lines)
+            weights, reads = dict(settled.weights), dict(settled.reads)
+            replaced, cropped = not settled.maps, settled.cropped
+        elif not interrupted:
+            search.drop_maps_that_harm()
     plan = Plan(
         steps=steps,
         regions=regions(graph_module, [step.site for step in steps]),

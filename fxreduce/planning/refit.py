@@ -405,4 +405,6 @@ def _apart(a: Any, b: Any) -> float:
     """How far two values are apart, relative to the largest; infinite where they do not compare."""
     if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.shape != b.shape:
         return inf
+    if not a.is_floating_point():
+        return 0.0 if torch.equal(a, b) else inf
     return float((a - b).abs().max() / a.abs().max().clamp(min=torch.finfo(a.dtype).tiny))

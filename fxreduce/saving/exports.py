@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fxreduce.errors import EquivalenceError, UnsupportedError, first_line
 from fxreduce.extras import required
 from fxreduce.files import write_atomically
 from fxreduce.graph.compare import difference, model_dtype, tolerance
+from fxreduce.graph.outputs import plain_containers
 from fxreduce.graph.signature import Arguments
 from fxreduce.planning.example import InputSpec
 
@@ -69,17 +71,20 @@ class Batch(Arguments):
 def write_program(reduced: GraphModule, path: Path, given: Batch) -> None:
     """Write a program of torch.export for any batch size, read it back and compare.
 
+    Outputs of classes of the model's own become dictionaries, so that the file is read anywhere.
+
     Raises:
         UnsupportedError: torch.export cannot express the model.
         EquivalenceError: the program, read back, computes something else.
         OSError: the file cannot be written.
     """
     program = _program(reduced, given)
+    _return_plain(program, _output(reduced, given.sized(2, device_of(reduced))))
 
     def write(temporary: Path) -> None:
-        torch.export.save(program, temporary)
+        _save(program, temporary)
         again = torch.export.load(temporary).module()
-        _compare(reduced, lambda each: again(*each.args, **each.kwargs), given, "torch.export")
+        _compare(reduced, partial(_output, again), given, "torch.export")
 
     write_atomically(path, write)
 
@@ -134,7 +139,7 @@ def _program(reduced: GraphModule, given: Batch) -> ExportedProgram:
     two = given.sized(2, device_of(reduced))
     try:
         shapes = two.dynamic(reduced)
-        return torch.export.export(reduced, two.args, two.kwargs, dynamic_shapes=shapes)
+        return torch.export.export(_as_code(reduced), two.args, two.kwargs, dynamic_shapes=shapes)
     except Exception as error:  # torch.export raises many kinds, each of them its verdict
         raise UnsupportedError(
             "torch.export cannot express the reduced model for any batch size: "
@@ -142,13 +147,46 @@ def _program(reduced: GraphModule, given: Batch) -> ExportedProgram:
         ) from error
 
 
+def _as_code(reduced: GraphModule) -> nn.Module:
+    """The module as its code alone: of a graph torch.export takes keyword arguments by place."""
+    forward = type(reduced).forward
+    module: nn.Module = type(type(reduced).__name__, (nn.Module,), {"forward": forward})()
+    module.__dict__.update(vars(reduced))
+    return module
+
+
+def _return_plain(program: ExportedProgram, output: Any) -> None:
+    """Let a program that returns the likes of an output return plain containers instead."""
+    for each in program.module_call_graph:
+        if not each.fqn and each.signature is not None:
+            each.signature.out_spec = pytree.tree_structure(plain_containers(output))
+
+
+def _output(module: Callable[..., Any], given: Batch) -> Any:
+    with torch.no_grad():
+        return module(*given.args, **given.kwargs)
+
+
+def _save(program: ExportedProgram, path: Path) -> None:
+    try:
+        torch.export.save(program, path)
+    except OSError:
+        raise
+    except Exception as error:  # torch.export raises many kinds, each of them its verdict
+        raise UnsupportedError(
+            f"torch.export cannot write the reduced model: {first_line(error)}. {_INSTEAD}"
+        ) from error
+
+
 def _compare(reduced: GraphModule, run: Callable[[Batch], Any], given: Batch, by: str) -> None:
     allowed = tolerance(model_dtype(reduced))
     for size in _SIZES:
         each = given.sized(size, device_of(reduced))
-        with torch.no_grad():
-            expected, seen = reduced(*each.args, **each.kwargs), run(each)
-        leaves = [[v.cpu() for v in pytree.tree_leaves(o)] for o in (expected, seen)]
+        expected, seen = _output(reduced, each), run(each)
+        leaves = [
+            [v.cpu() for v in pytree.tree_leaves(each) if isinstance(v, Tensor)]
+            for each in (expected, seen)
+        ]
         if (apart := difference(*leaves).max_rel) > allowed:
             raise EquivalenceError(
                 f"the exported model must compute what the reduced one does; by {by} it is off by "

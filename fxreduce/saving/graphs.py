@@ -11,7 +11,7 @@ from torch.fx.graph import CodeGen, _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
 from fxreduce.errors import UnsupportedError, first_line
-from fxreduce.graph.nodes import module_of
+from fxreduce.graph.nodes import is_guards
 from fxreduce.graph.rectifiers import SITE
 from fxreduce.saving.arguments import decode, encode
 from fxreduce.saving.functions import Function, function_of, methods, name_of
@@ -26,8 +26,7 @@ def saved_nodes(graph_module: GraphModule) -> list[Node]:
     """
 
     def is_left_out(node: Node) -> bool:
-        module = module_of(graph_module, node)
-        return not node.users and (node.op == "get_attr" or type(module).__name__ == "GuardsFn")
+        return not node.users and (node.op == "get_attr" or is_guards(graph_module, node))
 
     return [node for node in graph_module.graph.nodes if not is_left_out(node)]
 

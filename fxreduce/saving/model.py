@@ -90,10 +90,10 @@ def load(path: str | PathLike[str], model: Model | None = None) -> GraphModule:
             f"load reads what save wrote with another suffix; {path} is read by "
             + ("torch.export.load" if path.suffix == ".pt2" else "onnxruntime.InferenceSession")
         )
-    content = ModelFile.read(path)
-    if (difference := versions_differ(content.torch)) is not None:
-        warn(f"{path}: {difference}", stacklevel=2)
     try:
+        content = ModelFile.read(path)
+        if (difference := versions_differ(content.torch)) is not None:
+            warn(f"{path}: {difference}", stacklevel=2)
         inputs = None if content.inputs is None else rebuilt(InputSpec, content.inputs)
         captured = None if model is None else _captured(model, inputs)
         if captured is not None:

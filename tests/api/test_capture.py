@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -94,6 +95,22 @@ def test_a_failing_forward_does_not_hide_its_reason() -> None:
 
     with pytest.raises(fxreduce.CaptureError, match=r"the weights were not loaded"):
         fxreduce.capture(Failing().eval())
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_weights_that_hooks_compute_are_copied_with_the_gradients_that_they_hold(
+    norm: Callable[[nn.Module], nn.Module],
+) -> None:
+    model = seeded(lambda: nn.Sequential(norm(nn.Linear(6, 6)), nn.ReLU(), nn.Linear(6, 2)))
+    x = points(4, 6)
+    assert not model(x).is_leaf  # as in training
+    for form in (model, torch.fx.symbolic_trace(model)):
+        fused = fxreduce.fuse(form, example_inputs=x)
+        torch.testing.assert_close(fused(x), model(x))
+        assert fxreduce.verify(form, fused, x).ok
+        (refusal,) = fxreduce.report(fused).refusals
+        assert "forward hooks" in refusal.reason
 
 
 def test_functional_sites_have_the_same_names_in_every_dialect() -> None:

@@ -224,6 +224,53 @@ def test_a_model_of_structured_inputs_is_reduced_end_to_end() -> None:
     assert type(reduced(*args, **kwargs)) is Scores
 
 
+class Open(nn.Module):
+    """As many inputs as one likes, by place and by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, *more: Tensor, flip: bool = False, **named: Tensor) -> Tensor:
+        x = sum(more) * named["scale"] if "scale" in named else sum(more)
+        x = self.head(self.fc(x).relu())
+        return -x if flip else x
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [((X, X), {}), ((X,), {"scale": torch.rand(6)}), ((X, X, X), {"flip": True})],
+)
+def test_inputs_in_any_number_are_those_that_the_model_was_captured_with(
+    args: tuple[Tensor, ...], kwargs: dict[str, Any]
+) -> None:
+    model = seeded(Open)
+    captured = fxreduce.capture(model, Arguments(args, kwargs))
+    assert capture_record(captured).rung == "torch.export"
+    other = [torch.randn(3, 6) for _ in args]
+    assert torch.equal(captured(*other, **kwargs), model(*other, **kwargs))
+    with pytest.raises((fxreduce.CaptureError, TypeError)):
+        captured(*args, X, **kwargs)
+
+
+def test_a_wrapper_that_takes_everything_by_name_is_reduced() -> None:
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Labelled()
+
+        def forward(self, **batch: Tensor) -> Tensor:
+            return self.inner(**batch)["scores"]
+
+    model = seeded(Wrapper)
+    reduced = fxreduce.apply(
+        model, [{"x": X}] * 2, budget=1, forward=lambda module, batch: module(**batch)
+    )
+    assert fxreduce.report(reduced).operators_after == 1
+    with pytest.raises(fxreduce.CaptureError, match=r"captured with x.* it was left out"):
+        reduced(x=None)
+
+
 class Labelled(nn.Module):
     """A model that computes its loss where it is given labels, as transformers' do."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,16 @@ def test_a_damaged_or_unknown_file_is_refused_in_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["[]", '{"graph_module": []}', '{"graph_module": 1}'])
+def test_a_program_of_another_form_is_refused_in_one_line(
+    tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with zipfile.ZipFile(tmp_path / "small.pt2", "w") as archive:
+        archive.writestr("small/models/model.json", content)
+    assert main(["inspect", str(tmp_path / "small.pt2")]) == 2
+    assert "is no program of torch.export" in capsys.readouterr().err
 
 
 def test_a_file_that_is_not_there_is_named(

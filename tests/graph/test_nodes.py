@@ -58,6 +58,7 @@ def mine(x: Any) -> Any:
         (operator.iadd, "add_"),
         (operator.truediv, "div"),
         (operator.itruediv, "div_"),
+        ("__iand__", "bitwise_and_"),
         (operator.and_, "bitwise_and"),
         (operator.ior, "bitwise_or_"),
         (operator.getitem, "getitem"),
@@ -114,8 +115,9 @@ def test_out_is_what_is_overwritten_not_the_first_argument() -> None:
     assert write_target(GraphModule({}, graph), node) is out
 
 
-def test_an_item_assignment_overwrites_its_target_but_returns_nothing_of_it() -> None:
-    graph_module, node = called(operator.setitem, 0, 1.0)
+@pytest.mark.parametrize("target", [operator.setitem, "__setitem__"])
+def test_an_item_assignment_overwrites_its_target_but_returns_nothing_of_it(target: Any) -> None:
+    graph_module, node = called(target, 0, 1.0)
     assert write_target(graph_module, node) is node.args[0]
     assert not is_inplace(graph_module, node)
 

@@ -68,3 +68,26 @@ def test_weights_may_change_on_the_way() -> None:
     run.until(output)
     assert torch.equal(run.env[second], net[1].bias.detach().unsqueeze(0))
     assert first not in run.env
+
+
+class Adding(nn.Module):
+    """Adds its input to a buffer, and returns the buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("total", torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.total.add_(x)
+        return self.total * 1
+
+
+def test_runs_that_take_turns_write_buffers_of_their_own() -> None:
+    graph_module = capture(Adding().eval())
+    *_, output = graph_module.graph.nodes
+    (last,) = output.all_input_nodes
+    runs = [Run(graph_module, [torch.full((2,), value)], [last]) for value in (1.0, 10.0)]
+    for run in runs:
+        run.until(last)
+    assert [run.take(last).tolist() for run in runs] == [[1, 1], [10, 10]]
+    assert graph_module.total.tolist() == [0, 0]

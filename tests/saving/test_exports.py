@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fxreduce
+from fxreduce.graph.outputs import leaves_of
 from fxreduce.saving import exports
 from tests.models import Small, images, seeded
 from tests.saving.cases import case, cases
@@ -79,6 +81,105 @@ def test_several_inputs_and_outputs_are_exported(tmp_path: Path, suffix: str) ->
         seen = [torch.from_numpy(y) for y in onnxruntime.InferenceSession(path).run(None, fed)]
     for one, other in zip(reduced(**given), seen, strict=True):
         torch.testing.assert_close(one, other)
+
+
+class Sparse(nn.Module):
+    """Optional inputs, of which one in the middle is left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Small()
+
+    def forward(
+        self, image: Tensor, cache: Tensor | None = None, scale: Tensor | None = None
+    ) -> Tensor:
+        logits = self.inner(image if cache is None else image + cache)
+        return logits if scale is None else logits * scale
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_inputs_by_name_are_exported_by_name_where_one_is_left_out(
+    tmp_path: Path, suffix: str
+) -> None:
+    (image,) = images(2)
+    given = {"image": image, "scale": torch.rand(2, 1)}
+    reduced = fxreduce.fuse(seeded(Sparse), example_inputs=given)
+    path = fxreduce.save(reduced, tmp_path / f"sparse{suffix}")
+    if suffix == ".pt2":
+        seen = torch.export.load(path).module()(**given)
+    else:
+        fed = {name: value.numpy() for name, value in given.items()}
+        seen = torch.from_numpy(onnxruntime.InferenceSession(path).run(None, fed)[0])
+    torch.testing.assert_close(reduced(**given), seen)
+
+
+@dataclass
+class Scores:
+    """What a model returns, with a part that is not always there."""
+
+    scores: Tensor
+    hidden: tuple[Tensor, ...]
+    loss: Tensor | None = None
+
+
+class Pair(NamedTuple):
+    one: Tensor
+    other: Tensor
+
+
+class Own(nn.Module):
+    """A model that returns what `pack` makes of two tensors."""
+
+    def __init__(self, pack: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.pack = pack
+        self.fc, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.fc(x).relu()
+        return self.pack(self.head(x), x)
+
+
+PACKS: dict[str, tuple[Callable[[Tensor, Tensor], Any], type]] = {
+    "a dataclass": (lambda y, x: Scores(y, (x,)), dict),
+    "a named tuple": (Pair, tuple),
+    "a dataclass in a dictionary": (lambda y, x: {"a": Scores(y, ()), "b": [x]}, dict),
+    "nothing among tensors": (lambda y, x: (y, None, {"x": x}), tuple),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+@pytest.mark.parametrize("pack", PACKS)
+def test_outputs_of_classes_of_one_s_own_leave_as_plain_containers(
+    tmp_path: Path, pack: str, suffix: str
+) -> None:
+    make, plain = PACKS[pack]
+    x = torch.randn(2, 6)
+    reduced = fxreduce.fuse(seeded(lambda: Own(make)), example_inputs=x)
+    path = fxreduce.save(reduced, tmp_path / f"own{suffix}")
+    if suffix == ".pt2":
+        seen = torch.export.load(path).module()(x)
+        assert isinstance(seen, plain)
+        assert not isinstance(seen, Pair)
+    else:
+        fed = {"x": x.numpy()}
+        seen = [torch.from_numpy(y) for y in onnxruntime.InferenceSession(path).run(None, fed)]
+    expected = (leaf for leaf in leaves_of(reduced(x))[1] if isinstance(leaf, Tensor))
+    found = (leaf for leaf in leaves_of(seen)[1] if isinstance(leaf, Tensor))
+    for one, other in zip(expected, found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_program_that_cannot_be_written_is_refused_and_nothing_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise NotImplementedError("no name for a class")
+
+    monkeypatch.setattr(torch.export, "save", refuse)
+    with pytest.raises(fxreduce.UnsupportedError, match=r"cannot write .*no name .*Save it"):
+        fxreduce.save(Reduced.of(Small, 2, 3, 8, 8).module, tmp_path / "small.pt2")
+    assert os.listdir(tmp_path) == []
 
 
 def test_inputs_that_are_not_known_are_asked_for(tmp_path: Path) -> None:

@@ -105,6 +105,15 @@ def test_untouched_parameters_keep_their_names_and_merged_ones_are_listed() -> N
     assert (where["head.weight"], where["head.bias"]) == (("head.weight",), ("head.bias",))
 
 
+@pytest.mark.parametrize("compensate", ["channel", "refit"])
+def test_what_took_a_rectifier_s_place_is_no_parameter_of_the_original(compensate: str) -> None:
+    model, batches = seeded(Residual), images(6, 6, 6)
+    reduced = fxreduce.apply(model, batches, budget=1, compensate=compensate)
+    where = fxreduce.report(reduced).parameters
+    assert set(where) == set(dict(model.named_parameters()))
+    assert {n for names in where.values() for n in names} <= set(dict(reduced.named_parameters()))
+
+
 def test_a_prelu_that_is_removed_leaves_its_slope_nowhere() -> None:
     model = seeded(lambda: nn.Sequential(nn.Linear(3, 4), nn.PReLU(4), nn.Linear(4, 2)))
     reduced = fxreduce.apply(model, [torch.randn(64, 3)], budget=1, compensate="identity")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import fxreduce
+from fxreduce.saving import model_file
+from fxreduce.saving.model_file import ModelFile
 from tests.models import Functional, Residual, Small, images, seeded
 from tests.saving.cases import case, cases
 from tests.saving.reduced import Reduced
@@ -222,6 +226,30 @@ def test_a_damaged_file_is_refused(small: Reduced, tmp_path: Path, damage: str) 
     fxreduce.save(small.module, tmp_path / "small")
     path = damaged(tmp_path / "small", edit)
     with pytest.raises(fxreduce.PlanError, match=message):
+        fxreduce.load(path)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda content: content.pop("graph"),
+        lambda content: content.update(more=1),
+        lambda content: content.update(torch=2),
+        lambda content: content.update(report=None),
+    ],
+    ids=["without a graph", "with more", "of no version", "without a report"],
+)
+def test_a_file_of_another_form_is_refused_though_its_hash_is_right(
+    small: Reduced, tmp_path: Path, edit: Callable[[dict[str, Any]], object]
+) -> None:
+    file = ModelFile.read(fxreduce.save(small.module, tmp_path / "small.safetensors"))
+    content = {name: value for name, value in vars(file).items() if name != "tensors"}
+    edit(content)
+    text = json.dumps(content | {"schema": 1})
+    metadata = {"fxreduce": text, "sha256": model_file._hash(text, file.tensors)}
+    path = tmp_path / "other.safetensors"
+    safetensors.torch.save_file(dict(file.tensors), path, metadata)
+    with pytest.raises(fxreduce.PlanError, match="holds a damaged model"):
         fxreduce.load(path)
 
 
