@@ -98,9 +98,9 @@ def tensor_of(graph_module: GraphModule, value: Any) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
-def attribute(graph_module: GraphModule, path: str) -> Any:
+def attribute(module: nn.Module, path: str) -> Any:
     """What stands at a path of names with dots in between."""
-    found: Any = graph_module
+    found: Any = module
     for part in path.split("."):
         found = getattr(found, part)
     return found

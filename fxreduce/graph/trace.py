@@ -14,7 +14,7 @@ from fxreduce.graph.affine import is_operator_module, operator_functions
 from fxreduce.graph.aliases import Aliases
 from fxreduce.graph.border_corrected import BorderCorrectedConv
 from fxreduce.graph.export import Rebuild
-from fxreduce.graph.nodes import tensor_of
+from fxreduce.graph.nodes import attribute
 from fxreduce.graph.rectifiers import is_rectifier_module, rectifier_functions
 from fxreduce.graph.signature import Arguments, checks, constants, require_defaults
 from fxreduce.graph.state import kept_state
@@ -152,9 +152,12 @@ def _graph(model: nn.Module, tracer: Tracer) -> Graph:
 
 def _overwrites_buffers(model: nn.Module, graph: Graph) -> bool:
     """Whether the graph writes buffers, where tracing itself does not."""
-    graph_module = GraphModule(model, graph)
-    aliases = Aliases(graph_module)
-    return any(
-        aliases.overwritten(node) and not isinstance(tensor_of(graph_module, node), nn.Parameter)
+    reads = [
+        node
         for node in graph.find_nodes(op="get_attr")
-    )
+        if not isinstance(attribute(model, str(node.target)), nn.Parameter)
+    ]
+    if not reads:
+        return False
+    aliases = Aliases(GraphModule(model, graph))
+    return any(aliases.overwritten(node) for node in reads)
