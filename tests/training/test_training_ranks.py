@@ -12,12 +12,15 @@ from train_on_ranks import trained
 SCRIPT = Path(__file__).with_name("train_on_ranks.py")
 
 
-def test_two_ranks_have_the_losses_weights_and_accuracy_of_one_process() -> None:
+def test_two_ranks_have_the_losses_weights_statistics_and_accuracy_of_one_process() -> None:
     one = trained()
     first, second = by_two_ranks([str(SCRIPT)])
     assert second == ""  # one rank prints
     two = json.loads(first)
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-12)
-    assert two["weights"] == pytest.approx(one["weights"], rel=1e-12)
+    # Weights, running statistics and how many batches they are of.
+    assert list(two["state"]) == list(one["state"])
+    for name, values in one["state"].items():
+        assert two["state"][name] == pytest.approx(values, rel=1e-9, abs=1e-12)
     assert two["accuracy"] == one["accuracy"] > 0.8
     assert two["rank"] == 0.0
