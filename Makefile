@@ -10,7 +10,7 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.fxreduce-installed
 PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 # Benchmarks that one command runs at their full size.
-ALONE   := $(addprefix bench-,calibration economy fusion scale cost zoo peers frontier pruning)
+ALONE   := $(addprefix bench-,calibration economy fusion scale cost zoo peers frontier pruning retraining)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-torch check lint types docs zoo fuzz dist backend
@@ -67,6 +67,7 @@ bench-zoo: ## capture and merge the smallest variant of every family of models
 bench-peers: ## time what torch.fx, inductor and onnxruntime make of the same models
 bench-frontier: ## train small networks, and show what removals without training cost and gain
 bench-pruning: ## compare accuracy with Torch-Pruning's on these networks, equally fast
+bench-retraining: ## compare EASIER as published with fitting weights before training again
 $(ALONE): $(STAMP)
 	$(BIN)/python -m benchmarks $(@:bench-%=%) --full
 

@@ -1,7 +1,7 @@
 """The parts, and how large each is in a whole run and in a short one.
 
 A whole run takes less than forty minutes on two cores, a short one less than five. A part alone
-takes all that its module has, which for the frontier is hours.
+takes all that its module has, which for the frontier and for retraining is hours.
 """
 
 from __future__ import annotations
@@ -101,6 +101,14 @@ PARTS = (
         {
             "whole": WHOLE,
             "short": f"{SHORT} --fraction 0.5",
+        },
+    ),
+    Part(
+        "retraining",
+        "benchmarks.retraining",
+        {
+            "whole": "--dense 12 --seeds 0 --epochs 2 --rounds 6 --ways published refit",
+            "short": "--dense 6 --seeds 0 --epochs 1 --rounds 2 --ways published refit",
         },
     ),
 )

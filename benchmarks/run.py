@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIZES = ("short", "whole", "full", "own")
-_COMMON = ("json", "results", "label", "plot", "cache", "peak")
+_COMMON = ("json", "results", "label", "plot", "cache", "keep", "peak")
 
 
 def parser_of(doc: str) -> argparse.ArgumentParser:

@@ -47,18 +47,18 @@ def train_dense(experiment: Experiment, folder: Path | None) -> int:
 def _identity(experiment: Experiment) -> dict[str, Any]:
     recipe = experiment.recipe
     free = ("workers", "compile")  # which change nothing but the time
-    training = {n: v for n, v in asdict(recipe.training).items() if n not in free}
-    slopes = None
-    if recipe.slopes is not None:
-        slopes = {n: v for n, v in asdict(recipe.slopes).items() if n not in free}
+    parts = {part: getattr(recipe, part) for part in ("training", "slopes", "retraining")}
+    trainings = {
+        part: {n: v for n, v in asdict(settings).items() if n not in free} if settings else None
+        for part, settings in parts.items()
+    }
     identity = {
         "model": recipe.model,
         "width": recipe.width,
         "data": experiment.data.name,
         "train": experiment.data.train[:8].tolist(),  # of the split, which depends on the seed
         "samples": experiment.samples,
-        "training": training,
-        "slopes": slopes,
+        **trainings,
     }
     content: dict[str, Any] = json.loads(json.dumps(identity))
     return content

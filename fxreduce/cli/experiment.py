@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fxreduce import schedules
+from fxreduce.cli.commands import parse_budget
 from fxreduce.cli.errors import UsageError
 from fxreduce.cli.models import LoadedModel, data_format, load_model
 from fxreduce.cli.weights import load_weights
@@ -38,7 +39,8 @@ class Experiment:
         model: On its device.
         data: Opened and split.
         device: Where all is computed.
-        trainer: Of every training but that of slopes.
+        trainer: Of the dense network.
+        again: The trainer in the rounds.
         slopes: The trainer where rectifiers have slopes to train.
         samples: At most so many training samples are measured on.
         options: Of the command line, for every method.
@@ -49,6 +51,7 @@ class Experiment:
     data: DataSet
     device: torch.device
     trainer: Trainer
+    again: Trainer
     slopes: Trainer
     samples: int | None
     options: Mapping[str, Any]
@@ -84,13 +87,18 @@ class Experiment:
             begin_epoch=schedules.begin_epoch,
             progress=progress,
         )
-        slopes = replace(trainer, settings=recipe.slopes or recipe.training, epochs=[])
+        again, slopes = (
+            replace(trainer, settings=settings or recipe.training, epochs=[])
+            for settings in (recipe.retraining, recipe.slopes)
+        )
         given = {name: getattr(arguments, name) for name in _OPTIONS}
         options = {name: value for name, value in given.items() if value is not None}
+        if arguments.budget is not None:
+            options["budget"] = parse_budget(arguments.budget)
         options |= {"refit": True} if arguments.refit else {}
         options |= {"per_gain": True} if arguments.per_gain else {}
         options |= {"distillation": schedules.Distillation()} if arguments.distil else {}
-        return cls(recipe, model, data, device, trainer, slopes, arguments.samples, options)
+        return cls(recipe, model, data, device, trainer, again, slopes, arguments.samples, options)
 
     @property
     def batch_size(self) -> int:
@@ -98,12 +106,16 @@ class Experiment:
         return self.recipe.training.batch_size
 
     def train(self, module: nn.Module) -> None:
-        """Train a module in place, by the settings that it asks for."""
-        (self.slopes if _has_slopes(module) else self.trainer)(module)
+        """Train the dense network in place."""
+        self.trainer(module)
+
+    def train_again(self, module: nn.Module) -> None:
+        """Train what is left of it in a round, by the settings that it asks for."""
+        (self.slopes if _has_slopes(module) else self.again)(module)
 
     def epochs(self) -> int:
         """How many epochs all trainings so far have taken."""
-        return len(self.trainer.epochs) + len(self.slopes.epochs)
+        return sum(len(each.epochs) for each in (self.trainer, self.again, self.slopes))
 
     def accuracy(self, part: str) -> Accuracy:
         """The accuracy on a part of the data."""
@@ -147,9 +159,15 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
     training = {name: getattr(arguments, name) for name in _TRAINING}
     training = {name: value for name, value in training.items() if value is not None}
     if training:
-        changes["training"] = shortened(recipe.training, **training)
-        if recipe.slopes is not None:
-            changes["slopes"] = shortened(recipe.slopes, **training)
+        for part in ("training", "slopes", "retraining"):
+            if (settings := getattr(recipe, part)) is not None:
+                changes[part] = shortened(settings, **training)
+    given = {"epochs": arguments.retrain_epochs, "rate": arguments.retrain_rate}
+    again = {name: value for name, value in given.items() if value is not None}
+    if again:
+        known = changes.get("retraining") or changes.get("training")
+        known = known or recipe.retraining or recipe.training
+        changes["retraining"] = shortened(known, **again)
     if changes:  # what was published does not hold for anything else
         changes |= {"published": (), "pretrained": recipe.pretrained and not arguments.model}
     return replace(recipe, **changes)

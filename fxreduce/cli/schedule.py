@@ -108,6 +108,7 @@ def _run(
         experiment.model.module,
         experiment.calibration(),
         train=experiment.train,
+        retrain=experiment.train_again,
         evaluate=points.evaluate,
         forward=run_forward,
         device=experiment.device,

@@ -73,6 +73,12 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         "--epochs", type=positive, metavar="N", help="of every training; milestones move along"
     )
     group.add_argument("--rate", type=float, metavar="R", help="learning rate")
+    group.add_argument(
+        "--retrain-epochs", type=positive, metavar="N", help="of training again in a round"
+    )
+    group.add_argument(
+        "--retrain-rate", type=float, metavar="R", help="of training again; after --refit less do"
+    )
     group.add_argument("--batch-size", type=positive, metavar="N", help="of all processes together")
     group.add_argument(
         "--precision", choices=PRECISIONS, help="auto: the best mixed one that the device has"
@@ -91,6 +97,9 @@ def _add_rules(parser: argparse.ArgumentParser) -> None:
         help="accuracy that may be lost, as a fraction (0.01); inf is no limit",
     )
     group.add_argument("--rounds", type=positive, metavar="N", help="at most so many")
+    group.add_argument(
+        "--budget", metavar="B", help="ends it before --drop or --rounds do; see reduce --help"
+    )
     group.add_argument("--moves", type=positive, metavar="N", help="rectifiers a round")
     group.add_argument(
         "--per-gain",

@@ -47,7 +47,7 @@ class Recipe:
         title: For a person.
         model: Its name on the command line.
         data: Kind of its data set, without a root.
-        training: The hyperparameters of every training, but that of `slopes`.
+        training: The hyperparameters of every training, but those of `slopes` and `retraining`.
         methods: Settings of each method that was published on this, by its name.
         width: Of a small model: its channels over the published ones.
         size: Height and width of the images in pixels; None is what the model was made for.
@@ -56,6 +56,7 @@ class Recipe:
         published: Known results.
         slopes: The hyperparameters where rectifiers have slopes to train (Layer Folding); None
             where those of `training` do.
+        retraining: The hyperparameters in the rounds; None where those of `training` do.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Recipe:
     notes: str = ""
     published: tuple[Published, ...] = ()
     slopes: TrainingSettings | None = None
+    retraining: TrainingSettings | None = None
 
 
 def recipe_names() -> list[str]:
@@ -105,7 +107,11 @@ def _recipe(name: str, tables: Mapping[str, Any]) -> Recipe:
     if unknown:
         raise UnsupportedError(f"recipe {name!r}: there is no method {', '.join(unknown)}")
     training = tables.get("training", {})
-    slopes = tables.get("slopes")
+    others: dict[str, Any] = {
+        part: TrainingSettings.of({**training, **tables[part]})
+        for part in ("slopes", "retraining")
+        if part in tables
+    }
     model = dict(tables["model"])
     return Recipe(
         name,
@@ -119,7 +125,7 @@ def _recipe(name: str, tables: Mapping[str, Any]) -> Recipe:
             Published(each["method"], each["source"], tuple(each["removed"]), tuple(each["top1"]))
             for each in tables.get("published", ())
         ),
-        slopes=None if slopes is None else TrainingSettings.of({**training, **slopes}),
+        **others,
         **model,
     )
 

@@ -28,6 +28,7 @@ from fxreduce.schedules.rule import Evaluate, Rule, Train
 class Options(TypedDict, total=False):
     """The keywords of `run` that every method takes."""
 
+    retrain: Train | None
     rounds: int | None
     budget: int | float | str | Budget | None
     trained: bool
@@ -54,6 +55,7 @@ def run(
     *,
     train: Train,
     evaluate: Evaluate,
+    retrain: Train | None = None,
     drop: float | None = None,
     rounds: int | None = None,
     budget: int | float | str | Budget | None = None,
@@ -85,6 +87,8 @@ def run(
         train: trains the module that it is given in place, in full; called once for the dense
             network and once a round. `fxreduce.schedules.training` tells what its loop may add.
         evaluate: the accuracy of a module on validation data, larger is better.
+        retrain: trains instead of `train` in the rounds; None is `train`, as published. After a
+            refit less will do: a lower rate, or fewer epochs.
         drop: how far the accuracy may fall below the dense one's, in the unit of `evaluate`; the
             round that falls further is the last one and does not count. None is no limit.
         rounds: how many rounds there are at most.
@@ -133,8 +137,9 @@ def run(
     }
     keeper = Checkpoint(checkpoint, recipe, fingerprint(network.base))
     schedule = Schedule(
-        network, rule, train, evaluate, settings, names, calibration, example, keeper, seed
-    )
+        network, rule, (train, retrain or train), evaluate, settings, names, calibration, example,
+        keeper, seed,
+    )  # fmt: skip
     schedule.limit(limit, measured)
     finished = schedule.run(trained, on_round)
     return ScheduleResult(

@@ -34,6 +34,7 @@ from fxreduce.schedules.rounds import Round
 from fxreduce.schedules.rule import Action, Evaluate, Rule, Scores, Stage, Train, value_of
 from fxreduce.schedules.training import Teacher
 from fxreduce.schedules.watch import seen, watched
+from fxreduce.training.distributed import share_buffers
 
 COMPENSATIONS = ("identity", "channel", "refit")
 REWINDS = (None, "dense", "initial")
@@ -90,13 +91,16 @@ class Settings:
 
 
 class Schedule:
-    """A schedule while it runs; see `fxreduce.schedules.run`."""
+    """A schedule while it runs; see `fxreduce.schedules.run`.
+
+    Of `trains` the first trains the dense network, the second in the rounds.
+    """
 
     def __init__(
         self,
         network: Network,
         rule: Rule,
-        train: Train,
+        trains: tuple[Train, Train],
         evaluate: Evaluate,
         settings: Settings,
         names: Sequence[str],
@@ -107,7 +111,7 @@ class Schedule:
     ) -> None:
         self._network = network
         self._rule = rule
-        self._user_train = train
+        self._user_trains = trains
         self._user_evaluate = evaluate
         self._settings = settings
         self._names = names
@@ -331,7 +335,9 @@ class Schedule:
         given = alive(watched(module) if self._rule.watches else module)
         if (taught := self._taught_by()) is not None:
             given.add_module("fxreduce_teacher", taught)
-        self._user_train(given.train())
+        dense, again = self._user_trains
+        (again if self._progress.rounds else dense)(given.train())
+        share_buffers(given)
         self._trainings += 1
         given.eval()
         settle(given)

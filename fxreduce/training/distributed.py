@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -45,8 +46,27 @@ def summed(values: Tensor) -> Tensor:
     return total
 
 
+def summed_with_gradient(values: Tensor) -> Tensor:
+    """The sum over all processes, through which gradients flow back to each part."""
+    total: Tensor = _Sum.apply(values)
+    return total
+
+
 def share_buffers(module: nn.Module) -> None:
-    """Give every process the first one's buffers: batch-norm's statistics differ among them."""
+    """Give every process the first one's buffers, which may differ among them."""
     if is_distributed():
         for buffer in module.buffers():
             distributed.broadcast(buffer, src=0)
+
+
+class _Sum(torch.autograd.Function):
+    """Each process's output depends on what all have, so that its gradient is their sum, too."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ARG004
+        return summed(values.contiguous())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ARG004
+        (gradient,) = gradients
+        return summed(gradient.contiguous())

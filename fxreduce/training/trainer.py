@@ -16,6 +16,7 @@ from fxreduce.calibration.ranks import first_rank, is_first, rank
 from fxreduce.data.dataset import DataSet, Inputs, as_tensor
 from fxreduce.errors import TrainingError, UnsupportedError
 from fxreduce.progress import track
+from fxreduce.training.batch_norm import shared_statistics
 from fxreduce.training.distributed import share_buffers, summed, world_size
 from fxreduce.training.evaluate import logits, to_device
 from fxreduce.training.loading import TrainingBatches
@@ -49,7 +50,7 @@ class Trainer:
     """Trains classifiers in place, each call from a fresh optimiser; the seed fixes the result.
 
     Under torchrun the module is trained by DistributedDataParallel: `batch_size` is of all ranks
-    together, batch-norm's statistics are each rank's own, and the first rank's are kept.
+    together, and batch-norms normalise by all of it, so that it is as if one process trained.
 
     Attributes:
         data: Its training part is trained on.
@@ -86,7 +87,7 @@ class Trainer:
                 module is no classifier with at least as many logits as there are classes.
         """
         seed = int(torch.randint(_SEEDS, ())) if self.seed is None else self.seed
-        with self._reproducible(seed := first_rank(seed)):
+        with self._reproducible(seed := first_rank(seed)), shared_statistics(module):
             self._train(module, seed)
 
     def _train(self, module: nn.Module, seed: int) -> None:

@@ -21,6 +21,7 @@ from benchmarks import (
     fusion,
     peers,
     pruning,
+    retraining,
     scale,
 )
 from benchmarks.document import Document
@@ -53,6 +54,13 @@ def pruning_rows(subject: Any, arguments: Any) -> Iterator[pruning.Row]:
     yield pruning.Row(*row, pruning.OURS, 0.98, None, 0.975, None, 2.0)
     yield pruning.Row(*row, "magnitude", 0.98, 0.5, 0.2, 0.4, 2.0)
     yield pruning.Row(*row, "random", 0.98, note="cannot")
+
+
+def retraining_rows(subject: Any, way: str, arguments: Any) -> Iterator[retraining.Row]:
+    for removed in range(4):
+        accuracy = 0.98 - 0.004 * removed
+        row = (subject.name, subject.seed, way, removed, 17, accuracy, 2 * removed, False)
+        yield retraining.Row(*row)
 
 
 def image_rows(name: str, arguments: Any) -> Iterator[economy.Row]:
@@ -95,7 +103,11 @@ def _nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         peers, "subjects", lambda arguments: [(name, None) for name in arguments.cases]
     )
     monkeypatch.setattr(peers, "measure", peer_figures)
-    for module, rows in ((frontier, frontier_rows), (pruning, pruning_rows)):
+    for module, rows in (
+        (frontier, frontier_rows),
+        (pruning, pruning_rows),
+        (retraining, retraining_rows),
+    ):
         monkeypatch.setattr(module.Subject, "load", subject)
         monkeypatch.setattr(module, "rows", rows)
     monkeypatch.setattr(pruning, "pruning_library", lambda: None)
@@ -137,6 +149,34 @@ def test_weights_that_were_trained_for_less_long_have_a_file_of_their_own() -> N
     usual = frontier.weights_file("resnet18", 0, frontier.EPOCHS)
     assert usual == "resnet18-0.safetensors"
     assert frontier.weights_file("resnet18", 0, 6) != usual
+
+
+def test_what_is_within_a_point_is_told_of_the_means_over_the_seeds() -> None:
+    accuracies = {0: (0.98, 0.96), 1: (0.97, 0.97), 2: (0.95, 0.972), 3: (0.99, 0.9)}
+    found = [
+        retraining.Row("resnet18", seed, "refit", removed, 17, accuracy, 4 * removed, removed == 3)
+        for removed, both in accuracies.items()
+        for seed, accuracy in enumerate(both)
+    ]
+    (curve,) = retraining.curves(found)
+    assert (curve.within, curve.epochs, curve.left_out) == (2, 8, 2)
+    table = retraining.by_removals([curve], ["refit"])
+    assert [row[1:] for row in table.cells()] == [
+        ["0", "97.00%"], ["1", "97.00%"], ["2", "96.10%"], ["3", "94.50%"],
+    ]  # fmt: skip
+
+
+def test_rounds_that_were_kept_are_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["--seeds", "0", "--ways", "refit", "--keep", str(tmp_path / "kept")]
+    results = []
+    for name in ("first", "again"):
+        path = tmp_path / f"{name}.json"
+        retraining.main([*command, "--json", str(path)])
+        results.append(Document.read(path).tables)
+        monkeypatch.setattr(retraining, "rows", None)
+    assert results[0] == results[1]
 
 
 def test_coverage_names_what_differs_from_the_pinned_table() -> None:

@@ -61,6 +61,26 @@ def test_each_round_is_told_while_it_runs(model: str, capsys: pytest.CaptureFixt
     assert err[1].endswith("4 epochs so far")
 
 
+def test_training_again_may_be_shorter_and_at_another_rate(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fxreduce.training.trainer import Trainer
+
+    train, rates = Trainer.__call__, []
+
+    def told(self: Trainer, module: torch.nn.Module) -> None:
+        rates.append(self.settings.rate)
+        train(self, module)
+
+    monkeypatch.setattr(Trainer, "__call__", told)
+    again = ["--retrain-epochs", "1", "--retrain-rate", "0.01"]
+    command = ["schedule", "easier", model, "--drop", "inf", "--refit", "--json"]
+    assert main([*command, *again, *QUICK]) == 0
+    (outcome,) = json.loads(capsys.readouterr().out)["outcomes"]
+    assert [point["epochs"] for point in outcome["points"]] == [2, 3, 4]
+    assert rates == [0.05, 0.01, 0.01]
+
+
 def test_methods_are_compared_from_the_same_dense_weights(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,19 +114,19 @@ def test_an_interrupted_run_goes_on_to_the_same_figures(
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     assert main([*command, "--checkpoint", str(whole)]) == 0
     expected = json.loads(capsys.readouterr().out)["outcomes"][0]
-    train, calls = Experiment.train, []
+    train, calls = Experiment.train_again, []
 
     def interrupted(self: Experiment, module: torch.nn.Module) -> None:
         calls.append(module)
-        if len(calls) == 3:
+        if len(calls) == 2:
             raise KeyboardInterrupt
         train(self, module)
 
-    monkeypatch.setattr(Experiment, "train", interrupted)
+    monkeypatch.setattr(Experiment, "train_again", interrupted)
     assert main([*command, "--checkpoint", str(parted)]) == 130
     capsys.readouterr()
     assert main([*command, "--checkpoint", str(parted)]) == 0
-    assert len(calls) == 4  # the dense network and the first round were not trained again
+    assert len(calls) == 3  # the first round was not trained again
     found = json.loads(capsys.readouterr().out)["outcomes"][0]
     for figure in ("removed", "validation", "test", "epochs", "macs"):
         assert [p[figure] for p in found["points"]] == [p[figure] for p in expected["points"]]
@@ -179,6 +199,20 @@ def test_the_merged_network_is_written_and_read_back(
     assert json.loads(capsys.readouterr().out)["file"] == str(path)
 
 
+@pytest.mark.parametrize(
+    ("budget", "removed", "stopped"),
+    [("1", 1, "as the budget says"), ("entropy<0", 0, "not below 0"), ("9x", 2, "no site is left")],
+)
+def test_a_budget_ends_a_method(
+    budget: str, removed: int, stopped: str, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["schedule", "easier", model, "--drop", "inf", "--budget", budget, "--json", *QUICK]
+    assert main(command) == 0
+    (outcome,) = json.loads(capsys.readouterr().out)["outcomes"]
+    assert outcome["points"][-1]["removed"] == removed
+    assert stopped in outcome["stopped"]
+
+
 def test_the_entropy_is_divided_by_what_a_removal_saves(
     model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -231,6 +265,7 @@ def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         (["easier", "--plot", "no/x.png"], "there is no folder no"),
         (["easier", "torchvision:resnet18", "--width", "0.5"], "small models alone have a width"),
         (["easier", "--rate", "-1"], "rate is above 0"),
+        (["easier", "--budget", "much"], "--budget is a number of rectifiers"),
     ],
 )
 def test_a_request_that_cannot_be_served_is_one_line_and_exit_code_2(

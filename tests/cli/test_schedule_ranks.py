@@ -11,13 +11,13 @@ from ranks import by_two_ranks
 
 from fxreduce.cli.main import main
 
-# Without batch-norm: its statistics in training are each rank's own.
 MODEL_FILE = """
 from torch import nn
 
 def small():
     return nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
         nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10),
     )
 """

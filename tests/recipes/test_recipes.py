@@ -126,6 +126,19 @@ def test_a_recipe_of_ones_own_may_extend_the_published_parts(tmp_path: Path) -> 
     assert recipe.methods["egp"] == {"part": 0.5, "rounds": 9}
 
 
+def test_rounds_may_train_otherwise_than_the_dense_network(tmp_path: Path) -> None:
+    recipe = written(
+        tmp_path,
+        'extends = ["digits"]\ntitle = "mine"\n[model]\nname = "small:resnet18"\n'
+        "[training]\nepochs = 20\n[retraining]\nepochs = 2\nrate = 0.01\n",
+    )
+    assert recipe.retraining is not None
+    assert (recipe.training.epochs, recipe.training.rate) == (20, 0.1)
+    assert (recipe.retraining.epochs, recipe.retraining.rate) == (2, 0.01)
+    assert recipe.retraining.batch_size == recipe.training.batch_size
+    assert load_recipe("digits-resnet18").retraining is None
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

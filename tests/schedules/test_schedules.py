@@ -103,6 +103,23 @@ def test_a_model_that_is_trained_is_not_trained_before_the_first_round() -> None
     assert task.trainings == 2
 
 
+def test_rounds_are_trained_by_a_function_of_their_own_where_there_is_one() -> None:
+    task = Task()
+    told: list[str] = []
+
+    def gently(module: nn.Module) -> None:
+        told.append("again")
+        task.train(module, rate=0.001)
+
+    def train(module: nn.Module) -> None:
+        told.append("dense")
+        task.train(module)
+
+    result = scheduled(task=task, train=train, retrain=gently, rounds=2, drop=1.0)
+    assert told == ["dense", "again", "again"]
+    assert [each.trainings for each in result.rounds] == [1, 1, 1]
+
+
 def test_sites_are_chosen_by_globs() -> None:
     result = scheduled(drop=1.0, include=["relu*"], exclude="relu#1")
     assert set(result.removed) == {"relu", "relu#2"}

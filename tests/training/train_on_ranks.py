@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 
 import torch
-from two_classes import network_without_statistics, two_classes
+from two_classes import network_with_statistics, two_classes
 
 from fxreduce.calibration.ranks import is_first, rank
 from fxreduce.training.distributed import process_group
@@ -18,15 +18,19 @@ from fxreduce.training.trainer import Trainer
 
 
 def trained() -> dict[str, object]:
-    """Losses, the sum of the weights, the accuracy, and a buffer that held the rank."""
+    """Losses, weights and statistics, the accuracy, and a buffer that held the rank."""
     with process_group(torch.device("cpu")) as device:
-        data, network = two_classes(200, torch.float64), network_without_statistics()
+        data, network = two_classes(200, torch.float64), network_with_statistics()
         network[0].register_buffer("rank", torch.tensor(float(rank())))
         trainer = Trainer(data, TrainingSettings(epochs=3, batch_size=16, rate=0.05), device)
         trainer(network)
         figures = {
             "losses": [epoch.loss for epoch in trainer.epochs],
-            "weights": network[3].weight.sum().item(),
+            "state": {
+                name: value.flatten().tolist()
+                for name, value in network.state_dict().items()
+                if name != "0.rank"
+            },
             "accuracy": Accuracy(data.part("test", 8), device)(network),
             "rank": network[0].rank.item(),
         }

@@ -57,3 +57,11 @@ def network_without_statistics() -> nn.Module:
     torch.manual_seed(0)
     layers = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2)]
     return nn.Sequential(*layers).double()
+
+
+def network_with_statistics() -> nn.Module:
+    """A network with batch-norms of two kinds: one has weights, the other the mean of batches."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()]
+    last = [nn.BatchNorm1d(4 * 36, momentum=None, affine=False), nn.Linear(4 * 36, 2)]
+    return nn.Sequential(*layers, *last).double()
