@@ -22,9 +22,8 @@ from fxreduce.graph.rectifiers import find_sites
 FLOAT32, FLOAT64 = 1e-5, 1e-9
 # Above this many weights a model is captured and counted, on the meta device, but not merged.
 LARGEST = 150_000_000
-# Wrong weights that must be noticed, and how many are tried for that: of some networks the output
-# hardly depends on most.
-DRAWS, MOST_DRAWS = 3, 12
+# Wrong weights to notice; more are tried where needed, as some networks hardly depend on most.
+DRAWS = 3
 
 Record = dict[str, Any]
 
@@ -60,6 +59,7 @@ def examine(name: str, settings: Settings, known: Input | None = None) -> Record
     weights = sum(p.numel() for p in on_meta(name, chosen).parameters())
     record["weights"] = weights
     small = weights <= settings.largest
+    torch.manual_seed(0)  # or every process drew other weights
     model = randomised(build(name, chosen)) if small else on_meta(name, chosen)
     x = chosen.random(torch.Generator().manual_seed(1), 2)
     if small and settings.precise:  # before it is captured, as torch.export keeps the dtype
@@ -140,13 +140,13 @@ def randomised(model: nn.Module) -> nn.Module:
 def _noticed(expected: Any, merged: GraphModule, x: Tensor, allowed: float) -> int:
     """How many wrong weights of the merged model move its output by more than allowed.
 
-    `DRAWS` end the search, `MOST_DRAWS` are tried. Each is one number of a weight that is drawn,
-    moved by the largest of them: the one that the output depends on most, as many others see
-    nothing but padding or rectifiers that are off.
+    `DRAWS` end the search. Each is one number of a weight that is drawn, moved by the largest of
+    them: the one that the output depends on most, as many others see nothing but padding or
+    rectifiers that are off.
     """
     weights = [p for p in merged.parameters() if p.dim() > 1]
     order = torch.randperm(len(weights), generator=torch.Generator().manual_seed(3))
-    drawn = [weights[index] for index in order[:MOST_DRAWS].tolist()]
+    drawn = [weights[index] for index in order.tolist()]
     count = 0
     for weight, gradient in zip(drawn, _gradients(merged, drawn, x), strict=True):
         if gradient is None:
