@@ -47,7 +47,7 @@ def test_whatever_the_network_every_pair_that_stays_apart_has_its_reason(
     assert unexplained(fxreduce.fuse(net, example_inputs=x if shapes else None)) == []
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "shufflenet_v2_x0_5", "densenet121", "vgg11_bn"])
+@pytest.mark.parametrize("name", ["mobilenet_v2", "shufflenet_v2_x0_5", "densenet121"])
 def test_so_has_every_pair_of_a_model_without_its_rectifiers(name: str) -> None:
     model = torchvision.models.get_model(name).eval()
     x = torch.randn(2, 3, 64, 64)
