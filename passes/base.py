@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, cycle, islice
-from operator import is_
 from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -113,7 +112,7 @@ def _run(
     fxreduce, which make one recorder and read nothing but its graph; others may do as they like.
     """
     own = graph_module is not given and type(each).__module__.startswith(f"{__package__}.")
-    code, tensors = graph_module.code, _tensors(graph_module)
+    before = None if check is None else _State.of(graph_module)
     try:
         with lent(graph_module) if own else nullcontext():
             result = each.run(graph_module)
@@ -122,22 +121,27 @@ def _run(
         raise EquivalenceError(
             f"pass {each.name!r} left a malformed graph: {str(error).splitlines()[0]}"
         ) from error
-    # A pass that records no edit may have changed what the graph computes all the same.
-    after = result.graph_module
-    same = after.code == code and _same(_tensors(after), tensors)
-    untold = not same or (after is graph_module and not own)
-    if check is not None and (result.modified or untold):
-        check(after, each)
+    if check is not None:
+        after = result.graph_module
+        # A pass that records no edit may have changed what the graph computes all the same.
+        overwritten = after is graph_module and not own
+        if result.modified or overwritten or before != _State.of(after):
+            check(after, each)
     return result
 
 
-def _tensors(graph_module: GraphModule) -> list[Tensor]:
-    return [*graph_module.parameters(), *graph_module.buffers()]
+@dataclass(frozen=True)
+class _State:
+    """What a graph computes with: its code, and which tensors it has."""
 
+    code: str
+    tensors: tuple[int, ...]
+    held: Sequence[Tensor] = field(compare=False)  # or another tensor could get the same identity
 
-def _same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    """Whether these are the same tensors, not only equal ones."""
-    return len(some) == len(others) and all(map(is_, some, others))
+    @classmethod
+    def of(cls, graph_module: GraphModule) -> _State:
+        held = [*graph_module.parameters(), *graph_module.buffers()]
+        return cls(graph_module.code, tuple(map(id, held)), held)
 
 
 def _repeat(

@@ -43,7 +43,7 @@ class BorderCorrectedConv(nn.Module):
         self.second = to_module(second, like)
         self.windows = tuple(zip(windows(first), windows(second), strict=True))
         self.geometry = (on_meta(inside), on_meta(first), on_meta(second))
-        self._turned = tuple(turned(on_meta(each)) for each in (first, second))
+        self._turned = tuple(map(turned, self.geometry[1:]))
         self._sizes: tuple[int, ...] | None = None
 
     def for_sizes(self, sizes: tuple[int, ...]) -> BorderCorrectedConv:
