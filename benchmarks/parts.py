@@ -108,7 +108,7 @@ PARTS = (
         "benchmarks.retraining",
         {
             "whole": "--dense 12 --seeds 0 --epochs 2 --rounds 6 --ways published refit",
-            "short": "--dense 6 --seeds 0 --epochs 1 --rounds 2 --ways published refit",
+            "short": "--dense 6 --seeds 0 --epochs 1 --rounds 1 --ways published refit",
         },
     ),
 )
