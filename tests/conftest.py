@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from tests.extras import missing
+from tests.extras import lacked, missing
 
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 # `ci` tries the same examples everywhere; `make fuzz` looks for new ones.
@@ -29,6 +29,26 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     if packages:
         _LEFT_OUT[collection_path.name] = packages
     return True if packages else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Iterator[None]:
+    yield from _skipped_without_extras()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    yield from _skipped_without_extras()
+
+
+def _skipped_without_extras() -> Iterator[None]:
+    """Skip a test that ends in the lack of an optional package; with all installed none does."""
+    try:
+        yield
+    except Exception as error:
+        if (package := lacked(error)) is None:
+            raise
+        pytest.skip(f"needs {package}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

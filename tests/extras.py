@@ -1,4 +1,4 @@
-"""Which test modules cannot be imported here, because an optional package is missing.
+"""Which test modules and tests cannot run here, because an optional package is missing.
 
 The core needs torch and networkx alone, and its tests run with these, on every version of torch.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-# Packages of the extras that test modules import at their top, directly or through other tests.
+# Packages of the extras that tests and what they test import.
 EXTRAS = (
     "PIL", "matplotlib", "numpy", "onnx", "onnxruntime", "safetensors", "sklearn", "timm",
     "torchvision", "transformers",
@@ -33,6 +33,16 @@ def missing(path: Path, seen: frozenset[Path] = frozenset()) -> list[str]:
         elif module.is_file() and module not in seen:
             found.update(missing(module, seen | {path}))
     return sorted(found)
+
+
+def lacked(error: BaseException | None) -> str | None:
+    """The optional package that is not installed and that an error, or one behind it, is about."""
+    while error is not None:
+        top = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else None
+        if top in EXTRAS and find_spec(top) is None:
+            return top
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _imported(path: Path) -> Iterator[str]:

@@ -80,6 +80,7 @@ def capture(model: Model, example_inputs: Any = None) -> GraphModule:
         graph_module, record = _climb(model, given)
     record = replace(record, hooked=_hooked(model, graph_module))
     refuse_training(graph_module)  # a function may have been told to train all the same
+    _drop_names_of_types(graph_module)
     compose_batch_norms(graph_module)
     compose_rectifiers(graph_module)
     find_sites(graph_module)  # names the sites while all of them are there
@@ -210,6 +211,15 @@ def _output(module: nn.Module, given: Arguments) -> Any:
     with torch.random.fork_rng(), torch.no_grad(), kept_state(module):
         torch.manual_seed(0)
         return copied(call(module, given))  # it may share memory with a buffer
+
+
+def _drop_names_of_types(graph_module: GraphModule) -> None:
+    """Leave out annotations that are strings: torch.fx before 2.14 cannot pickle such a graph."""
+    named = [node for node in graph_module.graph.nodes if isinstance(node.type, str)]
+    for node in named:
+        node.type = None
+    if named:
+        graph_module.recompile()
 
 
 def _hooked(model: Model, graph_module: GraphModule) -> tuple[str, ...]:

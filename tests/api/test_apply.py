@@ -183,10 +183,6 @@ def test_the_state_of_a_result_loads_into_another_result_of_the_plan() -> None:
     assert torch.equal(target(X), reduced(X))
 
 
-@pytest.mark.skipif(
-    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14),
-    reason="torch.fx of then cannot pickle graphs of modules whose annotations are strings",
-)
 @pytest.mark.parametrize("make", [Small, Residual])
 def test_a_result_can_be_pickled_whole_but_then_has_no_report(make: type[nn.Module]) -> None:
     reduced = fxreduce.apply(seeded(make), BATCHES, budget=1)

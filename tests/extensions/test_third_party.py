@@ -125,6 +125,7 @@ def test_all_six_work_by_their_names(site: Path) -> None:
 
 
 def test_the_command_line_takes_their_names(site: Path) -> None:
+    pytest.importorskip("sklearn")
     (site / "model.py").write_text(MODEL)
     (site / "photos" / "a").mkdir(parents=True)
     ran = python(

@@ -16,6 +16,7 @@ import pytest
 def test_a_schedule_killed_at_random_moments_ends_with_the_same_weights(
     kills: int, tmp_path: Path
 ) -> None:
+    pytest.importorskip("safetensors")
     with subprocess.Popen(
         [sys.executable, "-m", "tests.schedules.killed_runs"],
         stdin=subprocess.PIPE,

@@ -27,6 +27,7 @@ def flat(weights: Any) -> torch.Tensor:
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch has no distributed")
 def test_two_processes_decide_what_one_does(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
     command = [sys.executable, "-m", "tests.schedules.ranks_runs"]
     ends = [str(tmp_path / "meeting"), str(tmp_path / "checkpoint")]
     processes = [
