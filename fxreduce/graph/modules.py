@@ -60,8 +60,11 @@ class BorderedConv(nn.Module):
     def offset(self, sizes: Sequence[int]) -> Tensor:
         """conv(1) + bias for inputs of these spatial sizes: [Cout, *sizes of the output]."""
         conv: Any = self.conv
+        # Of its own type already; but torch.fx before 2.9 has no sizes that it traces in what is
+        # called on a buffer, which it does not trace, unlike a parameter.
+        one = self.one.type_as(self.border)
         offset = torch.convolution(
-            self.one.expand(1, 1, *sizes),
+            one.expand(1, 1, *sizes),
             self.border,
             self.bias,
             conv.stride,

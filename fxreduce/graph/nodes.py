@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -133,7 +134,17 @@ def module_path(node: Node) -> tuple[str, Any]:
     if not stack:
         return "", None
     path, kind = list(stack.values())[-1]
-    return str(path).split("@")[0], kind
+    return _plain(str(path).split("@")[0]), kind
+
+
+def _plain(path: str) -> str:
+    """The path without the expressions in which torch.export of 2.6 writes it for containers.
+
+    There "0.act" is `getattr(L['fn'], '0').act`, and the container itself `L['fn']`.
+    """
+    while path != (path := re.sub(r"getattr\((.+), '(\w+)'\)", r"\1.\2", path)):
+        pass
+    return re.sub(r"^L\['\w+'\]\.?", "", path)
 
 
 def shape_of(node: Any) -> tuple[int, ...] | None:

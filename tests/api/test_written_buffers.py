@@ -62,7 +62,8 @@ def as_module(model: nn.Module, _: Tensor) -> Any:
 
 
 def as_export(model: nn.Module, x: Tensor) -> Any:
-    return torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    sizes = ({0: torch.export.Dim.AUTO},)
+    return torch.export.export(model, (x,), dynamic_shapes=sizes, strict=False)
 
 
 def writing(write: Write) -> nn.Module:

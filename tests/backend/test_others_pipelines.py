@@ -123,9 +123,10 @@ def test_inductor_runs_it_where_it_freezes_weights() -> None:
 @pytest.mark.parametrize("sized", [True, False])
 def test_padded_convolutions_merge_where_sizes_are_the_same_at_every_call(sized: bool) -> None:
     model, x = stem(), photo()
-    any_batch, any_height = torch.export.Dim("batch"), torch.export.Dim("height", min=8)
+    any_batch, any_height = torch.export.Dim("batch"), torch.export.Dim("height", min=8, max=512)
     dynamic = {0: any_batch} if sized else {0: any_batch, 2: any_height}
-    program = torch.export.export(model, (x,), dynamic_shapes=(dynamic,)).module()
+    exported = torch.export.export(model, (x,), dynamic_shapes=(dynamic,), strict=False)
+    program = exported.module()
     fxreduce.pre_grad_pass()(program.graph)
     program.recompile()
     assert ("BorderCorrectedConv" in map(class_name, program.modules())) is sized
@@ -133,6 +134,7 @@ def test_padded_convolutions_merge_where_sizes_are_the_same_at_every_call(sized:
         assert_close(model(other), program(other))
 
 
+@TIMED
 def test_inductor_compiles_padded_convolutions_that_were_merged() -> None:
     model, x, seen = stem().float(), photo().float(), list[GraphModule]()
     with config.patch(

@@ -11,7 +11,9 @@ from torch.export import Dim, export
 import fxreduce
 from fxreduce.graph.capture import capture
 from fxreduce.operators.affine import Conv
+from tests.versions import since
 
+FIXED = since((2, 9), "what fixes the sizes of an exported graph is not part of it")
 CASES = [
     (nn.AdaptiveAvgPool1d(4), (2, 3, 8), (2,)),
     (nn.AdaptiveAvgPool2d(4), (2, 3, 8, 8), (2, 2)),
@@ -21,6 +23,7 @@ CASES = [
 ]
 
 
+@FIXED
 @pytest.mark.parametrize(("pooling", "shape", "kernel"), CASES)
 def test_in_a_graph_of_one_size_windows_that_divide_it_are_those_of_an_average(
     pooling: nn.Module, shape: tuple[int, ...], kernel: tuple[int, ...]
@@ -32,6 +35,7 @@ def test_in_a_graph_of_one_size_windows_that_divide_it_are_those_of_an_average(
     assert (operator.kernel, operator.stride, operator.groups) == (kernel, kernel, shape[1])
 
 
+@FIXED
 def test_windows_of_several_lengths_are_refused() -> None:
     x = torch.randn(1, 3, 8, 8)
     captured = capture(export(nn.Sequential(nn.AdaptiveAvgPool2d(3), nn.ReLU()), (x,)))
@@ -56,6 +60,7 @@ def test_an_average_over_whole_axes_stays_a_mean() -> None:
     assert read_operators(captured, x) == []
 
 
+@FIXED
 def test_it_merges_with_the_convolution_before_it_where_that_pays() -> None:
     model = randomised(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(4)))
     x = torch.randn(2, 3, 16, 16, dtype=torch.float64)

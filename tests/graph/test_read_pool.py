@@ -15,6 +15,7 @@ from fxreduce.graph.affine import AffineCall, read_affine
 from fxreduce.graph.capture import capture
 from fxreduce.graph.count import Count, count_affine
 from fxreduce.operators.affine import Conv, apply
+from tests.versions import since
 
 SIZES = {1: (9,), 2: (9, 8), 3: (5, 6, 7)}
 UNKNOWN = "nothing tells how many channels it pools; capture the model with example inputs"
@@ -86,6 +87,7 @@ def test_an_input_with_another_number_of_axes_tells_no_channels() -> None:
     assert list(refusals(graph_module).values()) == [UNKNOWN]
 
 
+@since((2, 9), "avg_pool2d takes no traced sizes")
 def test_a_window_that_the_graph_computes_and_a_forward_of_its_own_are_opaque() -> None:
     class Own(nn.AvgPool2d):
         def forward(self, input: Tensor) -> Tensor:  # noqa: A002

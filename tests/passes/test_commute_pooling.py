@@ -210,7 +210,7 @@ def test_random_averages_go_first_exactly(drawn: Pooled) -> None:
 @given(pooled())
 def test_random_averages_of_an_exported_model_go_first_exactly(drawn: Pooled) -> None:
     model, x = drawn
-    assert_close(model(x), fxreduce.fuse(export(model, (x,)))(x))
+    assert_close(model(x), fxreduce.fuse(export(model, (x,), strict=False))(x))
 
 
 def test_fusion_ends_with_the_average_first_and_what_can_be_merged_merged() -> None:
