@@ -30,19 +30,19 @@ class Part:
 
 # Enough to be reduced; training to the end takes longer than all the rest.
 WHOLE = "--networks resnet18 mobilenet_v2 --epochs 12 --seeds 0"
-SHORT = "--networks resnet18 --epochs 6 --seeds 0 --no-inductor"
+SHORT = "--networks resnet18 --epochs 4 --seeds 0 --no-inductor"
 PARTS = (
     Part(
         "calibration",
         "benchmarks.calibration",
-        {"whole": "--processes 1", "short": "--models resnet18 --runs 5 --processes 1"},
+        {"whole": "--processes 1", "short": "--models resnet18 --runs 3 --processes 1"},
     ),
     Part(
         "economy",
         "benchmarks.economy",
         {
             "whole": "--models resnet50 --images 16 --networks",
-            "short": "--models resnet18 --images 16 --size 64 --networks",
+            "short": "--models resnet18 --images 16 --size 32 --networks",
         },
     ),
     Part(
@@ -108,7 +108,7 @@ PARTS = (
         "benchmarks.retraining",
         {
             "whole": "--dense 12 --seeds 0 --epochs 2 --rounds 6 --ways published refit",
-            "short": "--dense 6 --seeds 0 --epochs 1 --rounds 1 --ways published refit",
+            "short": "--dense 4 --seeds 0 --epochs 1 --rounds 1 --ways published refit",
         },
     ),
 )
