@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fxreduce
 from benchmarks.zoo import examine as examining
@@ -78,6 +78,51 @@ def test_a_wrong_merge_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     record = examine("timm:resnet10t", Settings(), SMALL)
     assert record["status"] == "wrong"
     assert "relative" in record["reason"]
+
+
+def test_where_rounding_moves_a_model_that_far_the_record_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(examining, "build", lambda *_: _Amplifies().eval())
+    monkeypatch.setattr(examining, "on_meta", lambda *_: _Amplifies().eval().to("meta"))
+    record = examine("timm:resnet10t", Settings(parts=("fused",)), Input((2, 3, 8, 8)))
+    assert (record["status"], record["fused_in"]) == ("equal", "float64")
+    precise = Settings(precise=True, parts=("fused",))
+    monkeypatch.setattr(examining, "FLOAT64", 1e-13)  # as if it did so in float64, too
+    record = examine("timm:resnet10t", precise, Input((2, 3, 8, 8)))
+    assert (record["status"], record["fused_in"]) == ("equal", "rounding")
+    assert "fused: as close as rounding its weights lets it be" in record["reason"]
+
+
+class _Amplifies(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1))
+        self.head = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.sin(1e5 * self.body(x)))
+
+
+def test_a_site_that_cannot_be_removed_stays_and_the_record_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(examining, "build", lambda *_: _Shares().eval())
+    monkeypatch.setattr(examining, "on_meta", lambda *_: _Shares().eval().to("meta"))
+    record = examine("timm:resnet10t", Settings(), Input((2, 3, 8, 8)))
+    assert record["status"] == "equal"
+    assert record["reason"].startswith("act stays: it works in place")
+
+
+class _Shares(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(3, 8, 1), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        z = y.flatten(2)  # which the rectifier overwrites as well
+        return self.act(y).flatten(2) + z
 
 
 def test_a_control_that_goes_unnoticed_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
