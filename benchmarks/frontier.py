@@ -8,9 +8,9 @@ trained on digits that are moved, turned and noisy, once for each seed, and kept
 go, as many as keep the accuracy on validation images within one point of the dense network's: by
 EASIER's rule (lowest entropy first, the identity in its place), with the affine map of each
 channel, and with refitted weights by each importance, and by the planner, which looks at what is
-saved. Calibration takes training images without labels. Test images are looked at once, for the
-figures; speeds are of the merged networks over the dense one, medians of forwards in turns, both
-as PyTorch runs them and compiled by inductor with constants frozen.
+saved. Calibration takes training images without labels, each moved anew a few times. Test images
+are looked at once, for the figures; speeds are of the merged networks over the dense one, medians
+of forwards in turns, both as PyTorch runs them and compiled by inductor with constants frozen.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from benchmarks import charts
 from benchmarks.document import Table
 from benchmarks.run import Run, parser_of
 from fxreduce.cli.small_models import small_model
-from fxreduce.data.dataset import Batches, DataSet, InputBatches
+from fxreduce.data.dataset import DataSet, Inputs
 from fxreduce.data.formats import ImageFormat
 from fxreduce.data.names import open_data
 from fxreduce.files import write_atomically
@@ -56,6 +56,7 @@ BARS = (
 CLASSES, SIZE, WIDTH, BATCH, EPOCHS = 10, 16, 0.25, 50, 40
 CACHE = Path("build/frontier")
 POINT = 0.01  # of accuracy
+MOVED = 1000  # seeds by which images are moved anew, other than those of the data
 TIMED = 8  # images
 FRACTIONS = (0.25, 0.5, 0.75)
 
@@ -152,14 +153,30 @@ class Subject:
     def accuracy(self, part: str) -> Accuracy:
         return Accuracy(self.data.part(part, 100), torch.device("cpu"))
 
-    def analysis(self) -> fxreduce.Analysis:
-        batches = InputBatches(Batches(self.data.source, self.data.train, BATCH))
-        return fxreduce.analyze(self.module, batches, progress=False)
+    def analysis(self, views: int = 1) -> fxreduce.Analysis:
+        return fxreduce.analyze(self.module, Views(self.data, views), progress=False)
+
+
+@dataclass(frozen=True)
+class Views:
+    """Batches of training images without labels: as they are, then moved anew `count` - 1 times."""
+
+    data: DataSet
+    count: int
+
+    def __len__(self) -> int:
+        return self.count * -(-len(self.data.train) // BATCH)
+
+    def __iter__(self) -> Iterator[Inputs]:
+        source = self.data.source
+        for view in range(self.count):
+            for indices in self.data.train.split(BATCH):
+                yield (source.vary(indices, MOVED + view) if view else source.fetch(indices))[0]
 
 
 def rows(subject: Subject, arguments: argparse.Namespace) -> Iterator[Row]:
     """The network reduced in every way within one point, then along the curves."""
-    analysis, dense = subject.analysis(), subject.accuracy("test")(subject.module)
+    analysis, dense = subject.analysis(arguments.views), subject.accuracy("test")(subject.module)
     bound = fxreduce.MaxDrop(POINT, subject.accuracy("validation"))
     budgets: list[tuple[str, str, Any]] = [(way, "1 point", bound) for way in arguments.ways]
     for fraction in arguments.fractions:
@@ -274,6 +291,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, metavar="WAY")
     parser.add_argument("--fractions", nargs="*", type=float, default=FRACTIONS)
     parser.add_argument("--runs", type=int, default=50, help="forwards to take medians of (50)")
+    parser.add_argument("--views", type=int, default=4, help="of a calibration image (4)")
     parser.add_argument("--no-inductor", action="store_true", help="leave compiled models out")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"of training ({EPOCHS})")
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of trained networks")

@@ -91,8 +91,8 @@ PARTS = (
         "frontier",
         "benchmarks.frontier",
         {
-            "whole": f"{WHOLE} --ways identity planner --fractions 0.5",
-            "short": f"{SHORT} --ways identity --fractions 0.5",
+            "whole": f"{WHOLE} --ways identity planner --fractions 0.5 --views 1",
+            "short": f"{SHORT} --ways identity --fractions 0.5 --views 1",
         },
     ),
     Part(

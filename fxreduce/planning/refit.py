@@ -1,8 +1,10 @@
 """Fitting the weights of a reduced model to what the original model computed.
 
 Operator by operator, front to back: each is fitted to the original's value at its own place, from
-what the reduced model, refitted so far, feeds it. So errors are absorbed instead of carried on. A
-second sweep fits to what the first one made of the rest.
+what the reduced model, refitted so far, feeds it. So errors are absorbed instead of carried on. In
+a second sweep operators before a sum are fitted to the sum, so that they make up for what its other
+operand carries on, a skip for instance. That need not do better, as what follows may have made up
+for it; the sweep counts that leaves the least error.
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ from fxreduce.calibration.batches import Calibration
 from fxreduce.calibration.ranks import Ranks
 from fxreduce.graph.affine import AffineCall
 from fxreduce.graph.modules import to_module
+from fxreduce.graph.nodes import SHAPE
 from fxreduce.graph.recorder import RefusedRewrite
 from fxreduce.graph.rectifiers import find_sites
+from fxreduce.graph.regions import sum_operands
 from fxreduce.graph.run import Run
 from fxreduce.graph.shapes import copied
 from fxreduce.graph.values import VALUE, by_value, crosses
@@ -89,8 +93,9 @@ class _Place:
     Attributes:
         value: the name of its value.
         call: the operator.
-        original: the node of the original with its value.
+        original: the node of the original with the value that it is fitted to.
         samples, positions: how many a batch has of each to fit to, by the first one.
+        other: what is added to its value before that is compared with the original's.
     """
 
     value: str
@@ -98,6 +103,7 @@ class _Place:
     original: Node
     samples: int
     positions: int
+    other: Node | None = None
 
 
 @torch.no_grad()
@@ -140,10 +146,11 @@ def refit(
         for place in places
         if isinstance(call := fittable(working, named[place.value]), AffineCall)
     ]
-    sweep = _Sweep(original, working, calibration, places, tether)
+    to_sums = _to_sums(original, working, places)
+    sweep = _Sweep(original, working, calibration, tether)
     best, kept, least, unexplained = error, dict[str, Tensor](), inf, dict[str, float]()
     for number in range((sweeps or _MOST_SWEEPS) if places else 0):
-        fitted = sweep.run(f"refitting, sweep {number + 1}")
+        fitted = sweep.run(to_sums if number else places, f"refitting, sweep {number + 1}")
         found = errors(working)
         least, enough = min(least, found), found > (1 - _GAIN) * best
         if found < best:
@@ -248,34 +255,31 @@ class _Spread:
 
 
 class _Sweep:
-    """One way through the operators, front to back."""
+    """Ways through the operators, front to back."""
 
     def __init__(
         self,
         original: GraphModule,
         working: GraphModule,
         calibration: Calibration,
-        places: Sequence[_Place],
         tether: Tether,
     ) -> None:
         self._tether = tether
         self._graphs = (original, working)
         self._calibration = replace(calibration, progress=False)
         self._progress = calibration.progress
-        self._places = places
         self._batches = calibration.measured  # by all ranks
         self._own, self._read = set[int](), 0  # places of this one, known so far
 
-    def run(self, description: str) -> dict[str, Tensor]:
+    def run(self, places: Sequence[_Place], description: str) -> dict[str, Tensor]:
         """Fit every operator once; returns the weights."""
+        self._places = places
         self._waiting: dict[int, tuple[Run, Run]] = {}
         self.unexplained: dict[str, float] = {}
         fitted = {}
-        places = track(
-            range(len(self._places)), description, total=len(self._places), progress=self._progress
-        )
-        for number in places:
-            place = self._places[number]
+        for number, place in enumerate(
+            track(places, description, total=len(places), progress=self._progress)
+        ):
             operator = place.call.operator
             fit, variance = self._fit(number, as_conv(in_double(_current(self._graphs[1], place))))
             self.unexplained[place.value] = fit.after / variance if variance else 0.0
@@ -303,7 +307,10 @@ class _Sweep:
         for batch, (original, reduced) in self._runs(number):
             reduced.until(place.call.node)
             x = _samples(reduced.env[place.call.input], operator.rank)
-            y = _samples(original.take(place.original), operator.rank)
+            target = original.take(place.original)
+            if place.other is not None:
+                target = target - reduced.env[place.other]
+            y = _samples(target, operator.rank)
             positions = y.shape[2:].numel()
             held_out = self._held_out(batch, len(x))
             chosen, places = _pick(len(x), positions, rows, batch)
@@ -380,6 +387,26 @@ class _Sweep:
         """Drop runs until those that wait fit in the cache."""
         while sum(run.bytes() for pair in self._waiting.values() for run in pair) > CACHE:
             self._waiting.popitem()
+
+
+def _to_sums(original: GraphModule, working: GraphModule, places: Sequence[_Place]) -> list[_Place]:
+    """The places, those before a sum fitted to it.
+
+    The sum alone reads the value, and what it adds to it is known by then.
+    """
+    named, found = by_value(original), list[_Place]()
+    order = {node: number for number, node in enumerate(working.graph.nodes)}
+    for place in places:
+        node = place.call.node
+        reader = next(iter(node.users)) if len(node.users) == 1 else node
+        target, operands = named.get(reader.meta.get(VALUE, "")), sum_operands(reader)
+        if target is not None and operands is not None:
+            other = operands[1] if operands[0] is node else operands[0]
+            alike = SHAPE in node.meta and other.meta.get(SHAPE) == node.meta[SHAPE]
+            if alike and order[other] < order[node]:
+                place = replace(place, original=target, other=other)
+        found.append(place)
+    return found
 
 
 def _current(working: GraphModule, place: _Place) -> Operator:
