@@ -153,9 +153,8 @@ def randomised(model: nn.Module) -> nn.Module:
         for tensor in model.parameters():
             if tensor.numel() and bool((tensor == tensor.flatten()[0]).all()):
                 if float(tensor.flatten()[0]) == 0:
-                    tensor.normal_(
-                        0, 0.2 / math.sqrt(max(1, tensor[0].numel())), generator=generator
-                    )
+                    inputs = math.prod(tensor.shape[1:])  # 1 of a single number, too
+                    tensor.normal_(0, 0.2 / math.sqrt(inputs), generator=generator)
                 else:
                     tensor.uniform_(0.5, 1.5, generator=generator)
         for module in model.modules():

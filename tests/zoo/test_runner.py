@@ -134,6 +134,8 @@ def test_a_control_that_goes_unnoticed_is_wrong(monkeypatch: pytest.MonkeyPatch)
 def test_scales_of_zero_and_one_are_drawn_so_that_no_branch_is_dead() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     nn.init.zeros_(model[1].weight)
+    model.gain = nn.Parameter(torch.zeros(()))
+    assert examining.randomised(model).gain.item() != 0
     for tensor in (t for t in examining.randomised(model).state_dict().values() if t.dim()):
         assert tensor.unique().numel() == tensor.numel()
 
