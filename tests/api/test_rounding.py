@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -53,10 +52,8 @@ def model() -> nn.Module:
 
 
 @pytest.fixture(autouse=True)
-def registered_passes() -> Iterator[None]:
-    before = list(pipeline._REGISTERED)
-    yield
-    pipeline._REGISTERED[:] = before
+def registered_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "_REGISTERED", list(pipeline._REGISTERED))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
