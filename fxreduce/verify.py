@@ -110,13 +110,14 @@ class Checker:
     @property
     def is_coarse(self) -> bool:
         """Whether rounding explains so much that a float64 copy, which there can be, tells more."""
+        if is_half(self._reference.dtype):
+            return True
         leaves = pytree.tree_leaves(self._reference.outputs)
         runs_in_double = any(
             isinstance(each, torch.Tensor) and each.dtype == torch.float64 for each in leaves
         )
-        dtype = self._reference.dtype
-        coarse = is_half(dtype) or self.amplified is not None
-        return coarse and dtype != torch.float64 and runs_in_double
+        single = self._reference.dtype != torch.float64
+        return single and runs_in_double and self.amplified is not None
 
     def __call__(self, graph_module: GraphModule, each: Pass) -> None:
         if not each.exact:
@@ -158,14 +159,14 @@ class _Reference:
         if apart <= usual:
             return usual
         if self.amplified is None:
-            self.amplified = max(map(self._moved, range(_DRAWS)))
+            # A wrong pass may have overwritten the module: `outputs` are no longer its own then.
+            own = _outputs(self._module, self._forward, self._inputs)
+            self.amplified = max(self._moved(own, seed) for seed in range(_DRAWS))
         return max(usual, _TIMES * self.amplified)
 
-    def _moved(self, seed: int) -> float:
-        # A wrong pass may have overwritten the module, so that `outputs` are no longer its own.
-        pair = (self._module, _rounded_anew(self._module, self.dtype, seed))
-        outputs = [_outputs(module, self._forward, self._inputs) for module in pair]
-        found = difference(*outputs).max_rel
+    def _moved(self, own: Any, seed: int) -> float:
+        other = _rounded_anew(self._module, self.dtype, seed)
+        found = difference(own, _outputs(other, self._forward, self._inputs)).max_rel
         return found if isfinite(found) else 0.0
 
 

@@ -125,10 +125,11 @@ def _merged(model: nn.Module, captured: GraphModule, chosen: Input, settings: Se
 
 
 def _removable(captured: GraphModule) -> tuple[tuple[str, ...], str]:
-    """Half of the sites, without those that cannot be removed, and why these cannot."""
+    """Half of the sites, without those that cannot be removed, and why the first cannot."""
     half = tuple(site.name for site in find_sites(captured)[::2])
-    refused = {each.where: each.reason for each in Linearise(half).run(captured).refusals}
-    said = "".join(f"{where} stays: {reason}" for where, reason in list(refused.items())[:1])
+    refusals = Linearise(half).run(captured).refusals
+    refused = {each.where for each in refusals}
+    said = f"{refusals[0].where} stays: {refusals[0].reason}" if refusals else ""
     return tuple(name for name in half if name not in refused), said
 
 
